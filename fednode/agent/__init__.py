@@ -1,0 +1,1 @@
+"""The node's own tasks: watching its engines and its peers, and publishing what they found."""

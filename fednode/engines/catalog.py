@@ -1,0 +1,67 @@
+"""Which profile fits what a server answered, and why none does."""
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from fednode.engines import llamacpp, lmstudio, nim, ollama, openai_compat, sglang, vllm
+from fednode.model.engine import EngineKind, EngineProfile
+
+Answers = Mapping[str, tuple[int, bytes]]
+"""Path asked -> (status, body). A path that got no answer at all is absent."""
+
+# The more particular first: NIM wraps vLLM, and llama.cpp, LM Studio and Ollama all imitate OpenAI.
+PROFILES: Final[tuple[EngineProfile, ...]] = (
+    nim.PROFILE,
+    vllm.PROFILE,
+    sglang.PROFILE,
+    llamacpp.PROFILE,
+    lmstudio.PROFILE,
+    ollama.PROFILE,
+    openai_compat.PROFILE,
+)
+PATHS: Final[tuple[str, ...]] = tuple(dict.fromkeys(profile.recognise_path for profile in PROFILES))
+"""What to ask a server, each once, to recognise it."""
+
+USUAL_PORTS: Final[tuple[int, ...]] = tuple(
+    dict.fromkeys(p.usual_port for p in (vllm.PROFILE, *PROFILES) if p.usual_port is not None)
+)
+"""Where engines listen unless told otherwise, ours of choice first."""
+
+_BY_KIND: Final = {profile.kind: profile for profile in PROFILES}
+_SPACE: Final = re.compile(rb'(?<=["\]}\[{,:])\s+')  # JSON writers differ in the blanks after punctuation only
+
+
+def profile_of(kind: EngineKind) -> EngineProfile:
+    """Return the profile of a kind."""
+    return _BY_KIND[kind]
+
+
+def recognise(answers: Answers) -> EngineProfile | None:
+    """Return the first profile whose mark stands in a 200 JSON answer at its path, or None."""
+    for profile in PROFILES:
+        status, body = answers.get(profile.recognise_path, (0, b""))
+        if status == 200 and body.lstrip()[:1] == b"{" and _marked(profile, body):
+            return profile
+    return None
+
+
+def why_not(answers: Answers) -> str:
+    """Return, in one line, why answers that fit no profile are not an engine's."""
+    if not answers:
+        return "nothing answers there"
+    status, body = answers.get(openai_compat.PROFILE.recognise_path, next(iter(answers.values())))
+    if status in (401, 403):
+        return f"it asks for a key ({status} at /v1/models): name the variable that holds it in api_key_env"
+    if status in (301, 302, 303, 307, 308):
+        return f"not an engine: it redirects ({status} at /v1/models); give the address it redirects to"
+    if status in (502, 503, 504):
+        return f"not ready: {status} at /v1/models"
+    if status == 200:
+        shape = "JSON, but no list of models" if body.lstrip()[:1] in (b"{", b"[") else "no JSON"
+        return f"not an engine: it answers /v1/models with {shape}"
+    return f"not an engine: it speaks HTTP but has no list of models ({status} at /v1/models)"
+
+
+def _marked(profile: EngineProfile, body: bytes) -> bool:
+    return profile.recognise_text.encode() in _SPACE.sub(b"", body)

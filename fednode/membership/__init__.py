@@ -1,0 +1,1 @@
+"""Our opinion of every peer: events and time in, effects out."""

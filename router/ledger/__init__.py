@@ -1,0 +1,1 @@
+"""The books: usage rows, receipts, and what recent attempts say of each candidate. All views of summaries. Pure."""

@@ -1,0 +1,1 @@
+"""Who may talk to this node, and how: members' HTTP, peers' mTLS, the operator's loopback."""

@@ -1,0 +1,1 @@
+"""Members' keys: their form, their hashes, and who stands behind one. Pure."""

@@ -1,0 +1,1 @@
+"""Summaries and snapshots made visible: log lines (structlog) and metrics (prometheus-client)."""

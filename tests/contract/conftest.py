@@ -1,0 +1,63 @@
+"""Two engines for one suite: the stand-in, and with ``-m vllm`` the real thing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.vllm import server
+from tests.vllm.server import BLOCK_TOKENS, CONTEXT_TOKENS, POOL_BLOCKS, SERVED_MODEL, VllmError, VllmServer
+
+ROOT = Path(__file__).parents[2]
+END_TIMEOUT_S = 10.0
+BUILD_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine to be held to the contract: base URL without /v1, and what it was started with."""
+
+    url: str
+    model: str
+    context_tokens: int = CONTEXT_TOKENS
+    block_tokens: int = BLOCK_TOKENS
+    blocks: int = POOL_BLOCKS
+
+
+@pytest.fixture(scope="session", params=["sim", pytest.param("vllm", marks=pytest.mark.vllm)])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    if request.param == "sim":
+        yield from _sim()
+    else:
+        yield from _vllm(tmp_path_factory.mktemp("vllm") / "vllm.log")
+
+
+def _sim() -> Iterator[Engine]:
+    command = [sys.executable, "-m", "router.rehearse.engine_sim", "--listen", "127.0.0.1:0", "--model", SERVED_MODEL]
+    command += ["--kv-tokens", str(POOL_BLOCKS * BLOCK_TOKENS), "--block-size", str(BLOCK_TOKENS)]
+    command += ["--max-model-len", str(CONTEXT_TOKENS), "--decode-tps", "400"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("listening on http://"), f"the stand-in did not start: {line!r}"
+            yield Engine(line.removeprefix("listening on ").strip(), SERVED_MODEL)
+        finally:
+            process.terminate()
+            process.wait(END_TIMEOUT_S)
+
+
+def _vllm(log: Path) -> Iterator[Engine]:
+    model = server.cache_folder() / "models" / server.MODEL_NAME
+    builder = [server.python(), str(ROOT / "tests" / "vllm" / "tiny_model.py"), str(model)]
+    subprocess.run(builder, check=True, capture_output=True, timeout=BUILD_TIMEOUT_S)
+    try:
+        with VllmServer(model, log=log) as one:
+            yield Engine(one.url, SERVED_MODEL)
+    except VllmError as error:
+        pytest.fail(str(error), pytrace=False)
