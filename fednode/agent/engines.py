@@ -29,6 +29,7 @@ from fednode.model.units import Instant
 from fednode.net import model_files
 from fednode.net.scrape import EngineDoor, ScrapeError
 
+FOLDER_PATIENCE_S: Final = 1.0  # a folder seen before is answered from the cache in milliseconds
 PAUSE_S_MIN: Final = 0.02  # between two scrapes of an engine that answers slower than the period
 
 
@@ -158,7 +159,7 @@ class EngineWatch:
         now = self._clock.now()
         if state.needs_models(now):
             await self._ask_models(state, profile, door, key)
-            self._read_folders(state, tasks)
+            await self._read_folders(state, tasks)
         return await self._ask_load(state, profile, door, key)
 
     async def _profile(self, state: EngineState, door: EngineDoor, key: str) -> EngineProfile:
@@ -210,11 +211,17 @@ class EngineWatch:
 
     # ── model folders ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _read_folders(self, state: EngineState, tasks: asyncio.TaskGroup) -> None:
+    async def _read_folders(self, state: EngineState, tasks: asyncio.TaskGroup) -> None:
+        """Start reading the folders not read yet. An engine that comes up waits a moment: its digest comes with it."""
+        begun = set()
         for root in {state.folder_of(model) for model in state.listed} - set(state.folders) - {""}:
             state.folders[root] = None
             if model_files.is_local(root):
-                tasks.create_task(self._read_folder(state, root), name=f"model of {state.section.name}")
+                begun.add(tasks.create_task(self._read_folder(state, root), name=f"model of {state.section.name}"))
+            elif root == state.section.model_dir:
+                state.folder_note = f"engine {state.section.name}: model_dir is not an existing absolute path: {root}"
+        if begun and state.circuit.is_silent:
+            await asyncio.wait(begun, timeout=FOLDER_PATIENCE_S)
 
     async def _read_folder(self, state: EngineState, root: str) -> None:
         def read() -> model_files.Folder:

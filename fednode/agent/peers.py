@@ -8,50 +8,40 @@ import asyncio
 import secrets
 import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from fednode.agent.peers_book import PeerBook
+from fednode.agent.peers_dial import Dialler
+from fednode.agent.peers_links import Links, OpenLink, Reporter
+from fednode.agent.peers_self import OwnWord
+from fednode.agent.peers_tls import PeerTls
 from fednode.config import FederationSection, NodeSection, load_peers
-from fednode.disk import Identity, load_peers_cache, next_incarnation, save_peers_cache
-from fednode.identity.certs import tls_name
+from fednode.disk import Identity, load_peers_cache, save_peers_cache
 from fednode.identity.envelope import Envelope
 from fednode.membership import hot
+from fednode.membership.duplicates import LinkFacts, replaces
 from fednode.membership.machine import Dial, Membership, Moved, Renew
 from fednode.membership.settings import MembershipSettings
 from fednode.model.errors import ConfigError, DataDirError, LinkError, WireError
 from fednode.model.ids import NodeId
-from fednode.model.load import Accept, LoadReport, LoadRow, Stamp
-from fednode.model.peer import Address, NodeRecord, PeerView, Quota, ServedModel, Trust
+from fednode.model.load import Accept, LoadReport, LoadRow
+from fednode.model.peer import PeerState, PeerView, Quota, ServedModel, Trust
 from fednode.model.ports import Clock, Rng
 from fednode.model.units import Instant
-from fednode.net import tls
-from fednode.net.addresses import resolve, split
-from fednode.net.join import JoinServer, Presented, Refused, present
-from fednode.net.link import Link, LinkServer, Unwelcome, dial
+from fednode.net.addresses import split
+from fednode.net.join import JoinServer, Presented
+from fednode.net.link import Link, LinkServer
 from fednode.wire import frames
 from fednode.wire.frames import ByeReason
-from fednode.wire.records import RECORD_TTL_S, open_record, seal_record
 
 HOUSEKEEPING_S: Final = 1.0  # how soon an edit of peers.toml or a change of models is noticed
 ERRORS_MAX: Final = 5  # malformed frames before a link is closed: one may be a bug, five are a habit
-STOP_S: Final = 1.0  # for goodbyes at the end
-JUMPS_MAX: Final = 3  # of the incarnation: more mean that a copy of this node runs elsewhere
 _GOODBYES: Final = {
     ByeReason.STOPPING: "it was stopped by its operator",
     ByeReason.NOT_TRUSTED: "its operator does not trust this node",
     ByeReason.PROTOCOL: "it did not understand us: different versions?",
 }
-
-
-@dataclass(slots=True)
-class _Open:
-    """Book-keeping of one open link."""
-
-    link: Link
-    errors: int = 0
-    probe: tuple[int, Instant] | None = None  # nonce and when it was sent
 
 
 class PeerWatch:
@@ -77,7 +67,6 @@ class PeerWatch:
         settings: MembershipSettings | None = None,
     ) -> None:
         self._section = section
-        self._node = node
         self._identity = identity
         self._peers_path = peers_path
         self._data_dir = data_dir
@@ -87,36 +76,29 @@ class PeerWatch:
         self._load_rows = load_rows
         self._on_change = on_change
         self._settings = settings or MembershipSettings.wan()
-        self.incarnation = next_incarnation(data_dir)
         self.started = asyncio.Event()  # set when both listeners are bound
-        self.link_port = 0
-        self.join_port = 0
-        self._version = 0
-        self._jumps = 0
         self._membership = Membership(self._settings)
         self._book = PeerBook(identity, load_peers(peers_path))
+        self._own = OwnWord(identity, node, section, data_dir)
+        self._dialler = Dialler(self._book, self._own, identity, allow_private=section.allow_private, nonce=_nonce)
         self._peers_seen = _fingerprint(peers_path)
         self._schedule = hot.Schedule()
-        self._links: dict[NodeId, _Open] = {}
+        self._links = Links()
         self._dialling: set[NodeId] = set()
         self._tasks: set[asyncio.Task[None]] = set()  # dials, and the links that came of them
-        self._introduce: set[NodeId] = set()  # nodes that must see our record before a link can work
         self._notes: dict[str, str] = {}
         self._views: tuple[PeerView, ...] | None = None
-        self._models: tuple[ServedModel, ...] = ()
-        self._own: Envelope | None = None
         self._draining = False
         self._unsaved = False
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
         self._running = False
-        self._server_tls = tls.SwappedContext(identity.tls_cert_path, identity.tls_key_path)
-        self._client_tls: dict[NodeId, tuple[tuple[bytes, ...], ssl.SSLContext]] = {}
+        self._tls = PeerTls(identity)
         self._link_server = LinkServer(
-            identity, peer_of=self._book.peer_of, stamp=self._stamp, nonce=_nonce, serve=self._serve
+            identity, peer_of=self._book.peer_of, stamp=self._own.stamp, nonce=_nonce, serve=self._serve
         )
         self._join_server = JoinServer(
-            tls.open_server_context(identity.tls_cert_path, identity.tls_key_path),
+            self._tls.join(),
             keys=identity,
             tls_cert=identity.tls_cert,
             clock=clock,
@@ -126,6 +108,21 @@ class PeerWatch:
             self._learn(envelope)
         self._unsaved = False
         self._repin()
+
+    @property
+    def incarnation(self) -> int:
+        """Our incarnation; it may rise while running, when a peer remembers a later one."""
+        return self._own.incarnation
+
+    @property
+    def link_port(self) -> int:
+        """The bound port of the link listener, 0 before `started`."""
+        return self._own.link_port
+
+    @property
+    def join_port(self) -> int:
+        """The bound port of the join listener, 0 before `started`."""
+        return self._own.join_port
 
     # ── facts for the floors above ───────────────────────────────────────────────────────────────────────────────
 
@@ -160,19 +157,11 @@ class PeerWatch:
 
     def server_tls(self) -> ssl.SSLContext:
         """Return the context for the serve listener: it demands a pinned certificate and follows peers.toml."""
-        return self._server_tls.context
+        return self._tls.server()
 
     def client_tls(self, node: NodeId) -> tuple[ssl.SSLContext, str] | None:
         """Return a context that accepts only `node`, and the server name to send; None while it is not pinned."""
-        certs = self._book.certs_of(node)
-        if not certs:
-            self._client_tls.pop(node, None)
-            return None
-        held = self._client_tls.get(node)
-        if held is None or held[0] != certs:
-            context = tls.client_context(self._identity.tls_cert_path, self._identity.tls_key_path, roots=certs)
-            held = self._client_tls[node] = (certs, context)
-        return held[1], tls_name(node)
+        return self._tls.client(node, self._book.certs_of(node))
 
     # ── what the floors above tell us ────────────────────────────────────────────────────────────────────────────
 
@@ -185,7 +174,7 @@ class PeerWatch:
         self._membership.suspect(peer, self._clock.now(), reason=reason)
         self._changed()
         if (held := self._links.get(peer)) is not None:
-            self._probe(held)
+            held.ask(self._clock.now())
 
     def load_changed(self) -> None:
         """Send the next load report as soon as the gap allows."""
@@ -218,7 +207,7 @@ class PeerWatch:
         for node, (old, entry) in before.items():
             new = self._book.trust_of(node)
             if (new or Trust.BANNED) < (old or Trust.BANNED) or new is None:
-                self._close(node, ByeReason.OTHER if self._book.welcome(node) else ByeReason.NOT_TRUSTED)
+                self._links.close(node, ByeReason.OTHER if self._book.welcome(node) else ByeReason.NOT_TRUSTED)
             elif entry != self._book.entry(node):
                 self._membership.redial(node, now)
         self._changed()
@@ -233,15 +222,15 @@ class PeerWatch:
                 self.started.set()
                 await self._stopping.wait()
                 return
-            self.link_port = await self._listen(self._link_server.start, "listen", self._section.listen)
-            self.join_port = await self._listen(self._join_server.start, "join", self._section.join)
+            self._own.link_port = await self._listen(self._link_server.start, "listen", self._section.listen)
+            self._own.join_port = await self._listen(self._join_server.start, "join", self._section.join)
             self._announce()
             self.started.set()
             async with asyncio.TaskGroup() as tasks:
                 ticker = tasks.create_task(self._tick_for_ever(tasks))
                 await self._stopping.wait()
                 ticker.cancel()
-                await self._say_goodbye()
+                await self._links.close_all()
                 for task in self._tasks:
                     task.cancel()
         finally:
@@ -261,17 +250,6 @@ class PeerWatch:
         except LinkError as error:
             raise LinkError(f"[federation] {key}: {error}") from error
 
-    async def _say_goodbye(self) -> None:
-        links = [held.link for held in self._links.values()]
-        for link in links:
-            link.close(ByeReason.STOPPING)
-        try:
-            async with asyncio.timeout(STOP_S):
-                for link in links:
-                    await link.ended.wait()
-        except TimeoutError:
-            return
-
     async def _tick_for_ever(self, tasks: asyncio.TaskGroup) -> None:
         kept_at = Instant(self._clock.now() - HOUSEKEEPING_S)
         while True:
@@ -290,7 +268,7 @@ class PeerWatch:
                         self._tasks.add(task)
                         task.add_done_callback(self._tasks.discard)
                     case Renew(node=node):
-                        self._close(node, ByeReason.OTHER)
+                        self._links.close(node, ByeReason.OTHER)
                     case Moved():
                         self._changed()
             self._report(now)
@@ -299,12 +277,12 @@ class PeerWatch:
     async def _keep_house(self) -> None:
         if _fingerprint(self._peers_path) != self._peers_seen:
             self.reload()
-        if self._served() != self._models:
+        if self._served() != self._own.models:
             self._announce()
         for node, held in list(self._links.items()):
-            self._probe(held)
+            held.ask(self._clock.now())
             if not self._book.welcome(node):
-                self._close(node, ByeReason.NOT_TRUSTED)
+                self._links.close(node, ByeReason.NOT_TRUSTED)
         for node in self._membership.nodes():
             if not self._book.welcome(node):
                 self._membership.drop(node)
@@ -323,7 +301,7 @@ class PeerWatch:
     async def _dial(self, node: NodeId) -> None:
         reason = "the link ended at once"
         try:
-            await self._reach(node)
+            await self._dialler.reach(node, learn=self._learn_of, serve=self._serve)
         except LinkError as error:
             reason = str(error)
         except Exception as error:  # noqa: BLE001  # the task's outermost edge: one bad peer must not end the others
@@ -333,51 +311,6 @@ class PeerWatch:
             self._membership.dial_failed(node, self._clock.now(), self._rng, reason=reason)
             self._changed()
 
-    async def _reach(self, node: NodeId) -> None:
-        """Open a link to `node` and run it to its end. Raises `LinkError` when it cannot be opened."""
-        if not self._book.certs_of(node) or node in self._introduce:
-            await self._present_to(node)
-        failure = LinkError('no address is known: add addresses = ["host:port"] to its entry in peers.toml')
-        for host, port in self._book.link_targets(node):
-            try:
-                ip = await resolve(host, allow_private=self._section.allow_private)
-                async with dial(
-                    self._identity,
-                    node,
-                    ip=ip,
-                    port=port,
-                    certificates=self._book.certs_of(node),
-                    at=self._stamp(),
-                    nonce=_nonce(),
-                ) as link:
-                    self._introduce.discard(node)
-                    await self._serve(link)
-                    return
-            except Unwelcome as error:
-                self._introduce.add(node)
-                failure = error
-            except LinkError as error:
-                failure = error
-        raise failure
-
-    async def _present_to(self, node: NodeId) -> None:
-        failure = LinkError('no address is known: add addresses = ["host:port"] to its entry in peers.toml')
-        for host, port in self._book.join_targets(node):
-            try:
-                ip = await resolve(host, allow_private=self._section.allow_private)
-                theirs = await present(self._identity, self._record(), to=node, ip=ip, port=port)
-            except Refused:
-                raise
-            except LinkError as error:
-                failure = error
-                continue
-            if not self._learn(theirs, only=node):
-                raise LinkError("it sent a record that does not fit: clocks do not matter, versions or networks may")
-            self._book.met(node, ip=ip)
-            self._introduce.discard(node)
-            return
-        raise failure
-
     def _answer(self, presented: Presented) -> Envelope | None:
         """Judge a record posted to the join listener; return ours, None to refuse."""
         envelope = presented.envelope
@@ -385,9 +318,9 @@ class PeerWatch:
             return None
         node = self._book.signer(envelope)
         self._book.met(node, ip=presented.ip)
-        self._introduce.discard(node)
+        self._dialler.introduced(node)
         self._membership.redial(node, self._clock.now())
-        return self._record()
+        return self._own.record()
 
     def _learn(self, envelope: Envelope, *, only: NodeId | None = None) -> bool:
         """Take a record in; say whether its signer is somebody we know now."""
@@ -404,10 +337,13 @@ class PeerWatch:
             return error.reason == "stale" and self._book.signed_by_friend(envelope)
         return True
 
+    def _learn_of(self, envelope: Envelope, node: NodeId) -> bool:
+        return self._learn(envelope, only=node)
+
     def _repin(self) -> None:
         pins = self._book.pins()
         self._link_server.pin(pins)
-        self._server_tls.pin(pins)
+        self._tls.pin(pins)
 
     # ── links ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -419,16 +355,16 @@ class PeerWatch:
             self._dialling.discard(link.peer)
             return
         previous = self._links.get(link.peer)
-        held = self._links[link.peer] = _Open(link)
+        held = self._links[link.peer] = OpenLink(link)
         if previous is not None:
             previous.link.close(ByeReason.DUPLICATE)
         self._dialling.discard(link.peer)
         self._book.met(link.peer, ip=link.remote_ip)
         self._membership.linked(link.peer, self._clock.now())
         self._changed()
-        link.send(frames.encode_urgent(self._record()))
-        self._report_to(link, self._load_report(self._load_rows()))
-        self._probe(held)
+        link.send(frames.encode_urgent(self._own.record()))
+        self._reporter(self._load_rows()).send(link, self._book.echo_for(link.peer))
+        held.ask(self._clock.now())
         link.send(frames.encode_probe(frames.Probe(self._identity.node, secrets.randbits(32))))
         try:
             await link.run(self._frame)
@@ -437,22 +373,20 @@ class PeerWatch:
                 self._lost(link)
 
     def _keeps(self, link: Link) -> bool:
-        """Say whether `link` stays, beside another to the same peer: the one that the lower node id dialled does.
-
-        A link with a newer incarnation, one dialled again by the same side, or one beside a silent link always wins.
-        """
+        """Say whether `link` stays: its peer is welcome, and no better link to it is open."""
         if not self._book.welcome(link.peer):
             return False
         held = self._links.get(link.peer)
         if held is None or held.link.ended.is_set():
             return True
-        old = held.link
-        if link.at.inc != old.at.inc or link.dialled_by == old.dialled_by:
-            return link.at > old.at
         standing = self._membership.standing(link.peer)
-        if standing is not None and standing.state is not standing.state.ALIVE:
-            return True
-        return link.dialled_by == min(link.peer, self._identity.node)
+        return replaces(
+            LinkFacts(link.dialled_by, link.at),
+            LinkFacts(held.link.dialled_by, held.link.at),
+            me=self._identity.node,
+            peer=link.peer,
+            old_is_silent=standing is not None and standing.state is not PeerState.ALIVE,
+        )
 
     def _lost(self, link: Link) -> None:
         del self._links[link.peer]
@@ -462,10 +396,6 @@ class PeerWatch:
         else:
             self._membership.unlinked(link.peer, now, self._rng, reason="the link broke")
         self._changed()
-
-    def _close(self, node: NodeId, reason: ByeReason) -> None:
-        if (held := self._links.get(node)) is not None:
-            held.link.close(reason)
 
     def _frame(self, link: Link, data: bytes) -> None:
         held = self._links.get(link.peer)
@@ -482,7 +412,7 @@ class PeerWatch:
             return
         self._membership.heard(link.peer, now)
 
-    def _take(self, held: _Open, frame: frames.Frame, now: Instant) -> None:
+    def _take(self, held: OpenLink, frame: frames.Frame, now: Instant) -> None:
         link = held.link
         match frame:
             case LoadReport():
@@ -496,9 +426,8 @@ class PeerWatch:
                 newest = self._book.envelope(subject) if subject == link.peer else None
                 link.send(frames.encode_probe_ack(frames.ProbeAck(subject, nonce, newest)))
             case frames.ProbeAck(subject=subject, nonce=nonce, newest=newest):
-                if held.probe is not None and nonce == held.probe[0]:
-                    self._book.measured(link.peer, now - held.probe[1])
-                    held.probe = None
+                if (rtt_s := held.answered(nonce, now)) is not None:
+                    self._book.measured(link.peer, rtt_s)
                 if subject == self._identity.node and newest is not None:
                     self._meet_own_past(newest)
             case frames.Bye(reason=reason):
@@ -509,88 +438,37 @@ class PeerWatch:
             case frames.PassedOver():
                 return
 
-    def _probe(self, held: _Open) -> None:
-        """Ask the other end for a sign of life; the answer measures the round trip."""
-        nonce = secrets.randbits(32)
-        held.probe = (nonce, self._clock.now())
-        held.link.send(frames.encode_probe(frames.Probe(held.link.peer, nonce)))
-
     # ── what we say of ourselves ─────────────────────────────────────────────────────────────────────────────────
-
-    def _stamp(self) -> Stamp:
-        self._version += 1
-        return Stamp(self.incarnation, self._version)
-
-    def _record(self) -> Envelope:
-        if self._own is None:
-            self._announce()
-        assert self._own is not None  # noqa: S101  # _announce just set it
-        return self._own
 
     def _announce(self) -> None:
         """Sign a new record and send it over every link."""
-        self._models = self._served()
-        ports = self._section.advertise_ports
-        link = ports.link if ports else self.link_port
-        serve = ports.serve if ports else split(self._section.serve)[1]
-        join = ports.join if ports else self.join_port
-        record = NodeRecord(
-            node=self._identity.node,
-            at=self._stamp(),
-            root=self._identity.root,
-            name=self._node.name,
-            collective=self._node.collective,
-            city=self._node.city,
-            tls_certs=(self._identity.tls_cert,),
-            addresses=tuple(Address(host, link, serve, join) for host in self._section.advertise or ("",)),
-            models=self._models,
-            ttl_s=RECORD_TTL_S,
-        )
-        self._own = seal_record(record, network=self._identity.network, by=self._identity)
-        for held in self._links.values():
-            held.link.send(frames.encode_urgent(self._own))
+        self._links.send(frames.encode_urgent(self._own.announce(self._served())))
 
     def _meet_own_past(self, newest: Envelope) -> None:
-        """Jump past a record of ours that is newer than we are: the disk was restored from a backup."""
         try:
-            past = open_record(newest, network=self._identity.network, held=None)
-        except WireError:
+            jumped = self._own.outlive(newest)
+        except WireError as error:
+            if error.reason != "clone":
+                raise
+            self._notes["clone"] = str(error)
             return
-        if past.node != self._identity.node or past.at.inc < self.incarnation or newest == self._own:
-            return
-        if past.at.inc == self.incarnation and past.at.ver <= self._version:
-            return  # an older record of this very run
-        self._jumps += 1
-        if self._jumps > JUMPS_MAX:
-            self._notes["clone"] = "another copy of this node is running with the same key: stop one of them"
-            return
-        self.incarnation = next_incarnation(self._data_dir, above=past.at.inc)
-        self._version = 0
-        self._announce()
-        self._schedule.hurry()
+        if jumped:
+            self._announce()
+            self._schedule.hurry()
 
-    def _load_report(self, rows: tuple[LoadRow, ...]) -> LoadReport:
+    def _reporter(self, rows: tuple[LoadRow, ...]) -> Reporter:
         accept = Accept.NOBODY if self._draining else Accept.GUESTS
-        return LoadReport(at=self._stamp(), rows=rows, accept=accept, draining=self._draining)
+        return Reporter(self._own.report(rows, accept), trust_of=self.trust_of)
 
     def _report(self, now: Instant) -> None:
         rows = self._load_rows()
         if not self._schedule.due(rows, now):
             return
         self._schedule.sent(rows, now, self._rng)
-        if not self._links:
-            return
-        report = self._load_report(rows)
-        for held in list(self._links.values()):
-            self._report_to(held.link, report)
-
-    def _report_to(self, link: Link, report: LoadReport) -> None:
-        level = self.trust_of(link.peer)
-        if level < Trust.GUEST:
-            return
-        shown = hot.coarse(report) if level is Trust.GUEST else report
-        echo = self._book.echo_for(link.peer)
-        link.send(frames.encode_load(frames.encode_load_common(shown), echo=echo.echo, echo_bits=echo.bits))
+        if self._links:
+            reporter = self._reporter(rows)
+            for node, held in self._links.items():
+                reporter.send(held.link, self._book.echo_for(node))
 
     def _changed(self) -> None:
         self._views = None

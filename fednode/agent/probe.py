@@ -28,17 +28,17 @@ async def probe_engine(url: str, *, key: str = "") -> Found | str:
         return await _probe(door, root_of(url), key)
 
 
-async def probe_usual_ports(host: str = "127.0.0.1") -> tuple[Found, ...]:
-    """Return the engines on the usual ports of `host`, all asked at once, in our order of preference."""
+async def probe_ports(ports: tuple[int, ...] = catalog.USUAL_PORTS, *, host: str = "127.0.0.1") -> tuple[Found, ...]:
+    """Return the engines on these ports of `host`, all asked at once, in the order of the ports."""
     found: dict[int, Found | str] = {}
 
     async def one(door: EngineDoor, port: int) -> None:
         found[port] = await _probe(door, f"http://{host}:{port}", "")
 
     async with EngineDoor(timeout_s=TIMEOUT_S, bytes_max=BYTES_MAX) as door, asyncio.TaskGroup() as tasks:
-        for port in catalog.USUAL_PORTS:
+        for port in ports:
             tasks.create_task(one(door, port))
-    answers = (found[port] for port in catalog.USUAL_PORTS)
+    answers = (found[port] for port in ports)
     return tuple(answer for answer in answers if isinstance(answer, Found))
 
 

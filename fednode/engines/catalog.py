@@ -24,9 +24,11 @@ PATHS: Final[tuple[str, ...]] = tuple(dict.fromkeys(profile.recognise_path for p
 """What to ask a server, each once, to recognise it."""
 
 USUAL_PORTS: Final[tuple[int, ...]] = tuple(
-    dict.fromkeys(p.usual_port for p in (vllm.PROFILE, *PROFILES) if p.usual_port is not None)
+    profile.usual_port
+    for profile in (vllm.PROFILE, sglang.PROFILE, llamacpp.PROFILE, ollama.PROFILE, lmstudio.PROFILE)
+    if profile.usual_port is not None
 )
-"""Where engines listen unless told otherwise, ours of choice first."""
+"""Where engines listen unless told otherwise, ours of choice first. NIM's is vLLM's."""
 
 _BY_KIND: Final = {profile.kind: profile for profile in PROFILES}
 _SPACE: Final = re.compile(rb'(?<=["\]}\[{,:])\s+')  # JSON writers differ in the blanks after punctuation only

@@ -14,6 +14,7 @@ from fednode.model.units import Instant
 
 LONG_PROMPT_TOKENS: Final = 256  # shorter prefills measure the fixed cost of a request, not the rate
 POOL_FULL: Final = 0.95  # sequences that wait at this KV usage wait for blocks, not for prefill
+LAG_SCRAPES: Final = 2  # a page may be this much older than what we saw ourselves
 ARRIVAL_MIN_S: Final = 2.0  # wall time before an arrival rate is told
 
 
@@ -53,7 +54,7 @@ class Estimator:
     *Prefill*: where the engine books its prefill seconds, tokens per such second. Elsewhere the busy time is ours: the
     seconds in which at least one of our dispatches had no first token, less those in which the pool was full and
     sequences waited; the tokens are the engine's own count (cached prefixes taken off), or ours where it has none.
-    Observations in which others' prefills mingle with ours are left out. Waiting for a sequence slot still counts as
+    Observations that are mostly others' prefills are left out. Waiting for a sequence slot still counts as
     prefilling, so at a saturated engine this is the rate a new request really meets.
 
     *Decode step*: mean gap between a sequence's output tokens, weighted by time; without that figure, sequences running
@@ -69,7 +70,9 @@ class Estimator:
     _own_tokens: int = 0
     _own_arrivals: int = 0  # since the last scrape
     _engine_firsts: float = 0.0  # since the last observation, as the engine counts
-    _engine_tokens: float = 0.0
+    _engine_computed: float = 0.0  # prompt tokens, those from the prefix cache taken off
+    _engine_prompts: float = 0.0  # prompt tokens in all
+    _waits: int = 0  # scrapes that the observation under way has waited for the page
     _last: tuple[Instant, Scraped] | None = None
     _long: Ratio = field(init=False)
     _any: Ratio = field(init=False)
@@ -133,7 +136,7 @@ class Estimator:
         if after.prefill_seconds is not None:
             self._learn_booked(before, after)
         else:
-            self._learn_own(before, after, firsts, told)
+            self._learn_own(elapsed_s, before, told, firsts)
 
     def _learn_booked(self, before: Counters, after: Counters) -> None:
         tokens = _delta(before.prompt_tokens, after.prompt_tokens)
@@ -142,24 +145,39 @@ class Estimator:
             self._long.add(tokens, seconds, elapsed_s=seconds)
         self._restart()
 
-    def _learn_own(self, before: Counters, after: Counters, firsts: float | None, told: Scraped) -> None:
+    def _learn_own(self, elapsed_s: float, before: Counters, told: Scraped, firsts: float | None) -> None:
         if told.waiting and told.kv_usage is not None and told.kv_usage >= POOL_FULL:
             self._restart()  # blocked on KV: this time says nothing about prefill
             return
-        computed = _computed(before, after)
+        computed = _computed(before, told.counters)
         self._engine_firsts += firsts or 0.0
-        self._engine_tokens += computed or 0.0
+        self._engine_computed += computed or 0.0
+        self._engine_prompts += _delta(before.prompt_tokens, told.counters.prompt_tokens) or 0.0
         if not self._own_firsts:
             if self._pending == 0:
                 self._restart()  # others' prefills, or requests that were lost
             return
-        if firsts is not None and self._engine_firsts < self._own_firsts:
-            return  # the page is a little behind us: wait for its count
-        counted = computed is not None and firsts is not None
-        if not counted or self._engine_firsts == self._own_firsts:
-            tokens = self._engine_tokens if counted else float(self._own_tokens)
-            self._observe(tokens, self._busy_s, self._own_firsts)
+        if firsts is None or computed is None:
+            self._observe(float(self._own_tokens), self._busy_s, self._own_firsts)
+            self._restart()
+            return
+        if self._engine_firsts < self._own_firsts and self._waits < LAG_SCRAPES:
+            self._waits += 1  # the page is a little behind us
+            return
+        if self._engine_firsts > self._own_firsts + max(1, self._own_firsts // 4):
+            cut_s = min(self._busy_s, elapsed_s) if self._pending else 0.0
+            self._restart()  # mostly others' work
+            self._busy_s = cut_s  # of ours that still prefill: without it their tokens would seem to cost no time
+            return
+        self._observe(self._tokens(), self._busy_s, self._own_firsts)
         self._restart()
+
+    def _tokens(self) -> float:
+        """Return the tokens our prefills computed: by the engine's count where it saw just these, else by ours."""
+        if self._engine_firsts == self._own_firsts:
+            return self._engine_computed
+        share = self._engine_computed / self._engine_prompts if self._engine_prompts > 0 else 1.0
+        return self._own_tokens * share
 
     def _observe(self, tokens: float, busy_s: float, prefills: int) -> None:
         if tokens <= 0 or busy_s <= 0:
@@ -170,10 +188,12 @@ class Estimator:
 
     def _restart(self) -> None:
         self._busy_s = 0.0
+        self._waits = 0
         self._own_firsts = 0
         self._own_tokens = 0
         self._engine_firsts = 0.0
-        self._engine_tokens = 0.0
+        self._engine_computed = 0.0
+        self._engine_prompts = 0.0
 
     def _learn_arrivals(self, elapsed_s: float, firsts: float | None, was: int | None, waiting: int | None) -> None:
         arrivals = float(self._own_arrivals)

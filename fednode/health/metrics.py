@@ -218,9 +218,7 @@ def _token_pool(total: float, used: float | None, share: float | None) -> _Pool:
     return _Pool(int(total), None if used is None or used > total else int(total - used), None)
 
 
-def _usage(
-    samples: dict[str, list[Sample]], names: MetricNames, total: int | None, free: int | None
-) -> float | None:
+def _usage(samples: dict[str, list[Sample]], names: MetricNames, total: int | None, free: int | None) -> float | None:
     if total and free is not None:
         return 1.0 - free / total
     shares = [share for share in _by_engine(_newest(samples, names.kv_usage), names).values() if share <= 1]

@@ -6,10 +6,13 @@ certificates. gRPC has no verify hook, so the certificate presented is compared 
 
 import asyncio
 import contextlib
+import os
 import re
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, Protocol, cast
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else each stranger's handshake is a line on stderr; read at import
 
 import grpc
 
@@ -264,9 +267,9 @@ class LinkServer:
         """Listen and return the port. Raises `LinkError` when the address cannot be had."""
         fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", self._fetch)  # None is allowed, the stub errs
         credentials = grpc.dynamic_ssl_server_credentials(self._config, fetch, require_client_authentication=True)
-        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {"Open": grpc.stream_stream_rpc_method_handler(self._open)}
+        handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self._open)
         server = grpc.aio.server(options=_SERVER)
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("fednode.v1.Link", handlers),))
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("fednode.v1.Link", {"Open": handler}),))
         try:
             bound = server.add_secure_port(hostport(host, port), credentials)
         except RuntimeError as error:

@@ -78,7 +78,7 @@ class EngineDoor:
             raise ScrapeError(_unreachable(error)) from error
         except (aiohttp.ServerDisconnectedError, ConnectionError) as error:
             raise ScrapeError(f"closed the connection while asked for {path}") from error
-        except (aiohttp.InvalidURL, ValueError) as error:
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, ValueError, OverflowError) as error:
             raise ScrapeError("its url is not an http address") from error
         except aiohttp.ClientError as error:
             raise ScrapeError(f"{path} is not answered in HTTP ({type(error).__name__})") from error

@@ -94,7 +94,7 @@ class AdminListener:
         runner = await self._start_runner()
         try:
             await web.UnixSite(runner, str(path)).start()
-            path.chmod(0o600)
+            await asyncio.to_thread(path.chmod, 0o600)
         except OSError as error:
             await self.stop()
             raise CannotListen(f"admin.listen = {path}: {error.strerror or error}") from error
@@ -298,7 +298,7 @@ async def _read(request: web.Request, kind: type[Body]) -> Body:
 
 def _limit(request: web.Request) -> int:
     text = request.query.get("limit", str(LIST_LIMIT))
-    if not text.isdecimal() or not 1 <= int(text) <= ROWS_LIMIT_MAX:
+    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= ROWS_LIMIT_MAX:
         raise RequestError(f"limit: must be a whole number from 1 to {ROWS_LIMIT_MAX}", param="limit")
     return int(text)
 

@@ -8,6 +8,7 @@ import asyncio
 import ssl
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import msgspec
@@ -24,19 +25,25 @@ from router.stream.hop import ANSWER, BODY_BYTES_MAX, Envelope, ReplayWindow, pa
 from router.stream.hop_body import check_served
 
 ALPN: Final = "fed/1"
-CONNECTIONS_PER_PEER: Final = 32  # protocol limit, the dispatcher's pool
-CONNECTIONS_MAX: Final = 512  # of all peers together: memory and descriptors stay bounded
 HANDSHAKE_S: Final = 5.0  # protocol limit
-HEADERS_S: Final = 10.0  # protocol limit
-BODY_S: Final = 30.0  # protocol limit: 4 MiB at 1.1 Mbit/s
 KEEPALIVE_S: Final = 60.0  # longer than a dispatcher keeps an idle connection (20 s), so it never meets a closed one
 LINGER_S: Final = 2.0  # how long the rest of a refused body is read, so that the refusal arrives
 HEADER_LINE_BYTES_MAX: Final = 8190
 HEADERS_MAX: Final = 64
 HEADER_BLOCK_BYTES_MAX: Final = 16 * 1024  # protocol limit
 OFF_LOOP_BYTES: Final = 256 * 1024  # larger bodies are checked in a thread
-BOOKS_S: Final = 5.0  # what the pipeline may still take to write its books once its answer is broken off
+BOOKS_S: Final = 5.0  # what the pipeline may still take to write its books once its answer has ended
 DRAIN_RETRY_S: Final = 5  # told to who comes while we stop
+
+
+@dataclass(frozen=True, slots=True)
+class ServeLimits:
+    """The protocol's bounds on what comes in, before and beside admission."""
+
+    headers_s: float = 10.0
+    body_s: float = 30.0  # 4 MiB at 1.1 Mbit/s
+    connections_per_peer: int = 32  # the dispatcher's pool
+    connections: int = 512  # of all peers together: memory and descriptors stay bounded
 
 
 class PeerBook(Protocol):
@@ -58,7 +65,7 @@ class PeerBook(Protocol):
 class _Connections(web.Server):
     """aiohttp's connections, each proven and counted before its first byte is read."""
 
-    def __init__(self, handler: Callable[[web.BaseRequest], object], book: PeerBook) -> None:
+    def __init__(self, handler: Callable[[web.BaseRequest], object], book: PeerBook, limits: ServeLimits) -> None:
         super().__init__(
             handler,  # type: ignore[arg-type]  # a bound coroutine method; aiohttp's alias names BaseRequest only
             handler_cancellation=True,  # a peer that hangs up cancels its exchange at once
@@ -71,17 +78,21 @@ class _Connections(web.Server):
             max_headers=HEADERS_MAX,
         )
         self._book = book
+        self._limits = limits
         self._held: dict[web.RequestHandler, tuple[NodeId, asyncio.TimerHandle]] = {}
         self._per_peer: Counter[NodeId] = Counter()
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
         peer = self._proven(transport)
-        full = len(self._held) >= CONNECTIONS_MAX or (peer is not None and self._per_peer[peer] >= CONNECTIONS_PER_PEER)
+        limits = self._limits
+        full = len(self._held) >= limits.connections or (
+            peer is not None and self._per_peer[peer] >= limits.connections_per_peer
+        )
         if peer is None or full:
             transport.abort()
             return
-        timer = asyncio.get_running_loop().call_later(HEADERS_S, transport.abort)
+        timer = asyncio.get_running_loop().call_later(limits.headers_s, transport.abort)
         self._held[handler] = (peer, timer)
         self._per_peer[peer] += 1
 
@@ -126,12 +137,14 @@ class PeerListener:
         exchanger: Exchanger,
         clock: Clock,
         models: Callable[[NodeId], bytes],
+        limits: ServeLimits | None = None,
     ) -> None:
         self._host, self._port = host, port
         self._book = book
         self._exchanger = exchanger
         self._clock = clock
         self._models = models
+        self._limits = limits or ServeLimits()
         self._replays = ReplayWindow()
         self._connections: _Connections | None = None
         self._server: asyncio.Server | None = None
@@ -139,12 +152,14 @@ class PeerListener:
 
     async def start(self) -> int:
         """Listen; return the bound port. Raises `OSError` when the address is taken."""
-        self._connections = _Connections(self._handle, self._book)
+        tls = self._book.server_tls()
+        tls.set_alpn_protocols([ALPN])
+        self._connections = _Connections(self._handle, self._book, self._limits)
         self._server = await asyncio.get_running_loop().create_server(
             self._connections,
             self._host,
             self._port,
-            ssl=self._book.server_tls(),
+            ssl=tls,
             ssl_handshake_timeout=HANDSHAKE_S,
             backlog=128,
         )
@@ -178,7 +193,7 @@ class PeerListener:
             if self._draining:
                 raise RequestError("this node is draining", status=503, retry_after_s=DRAIN_RETRY_S)
             envelope = self._admit_headers(request, peer)
-            body = await _body(request)
+            body = await _body(request, self._limits.body_s)
             if len(body) > OFF_LOOP_BYTES:
                 await asyncio.to_thread(check_served, surface, body)
             else:
@@ -228,9 +243,8 @@ class PeerListener:
             except ConnectionError:  # the peer left while we wrote
                 serving.cancel()
                 return side.torn()
-            if response is None:
-                # The pipeline breaks the answer off. It may write its books first: a lost connection cancels it.
-                await asyncio.wait({serving}, timeout=BOOKS_S)
+            await _books(serving)
+            if response is None:  # broken off by the pipeline
                 if request.transport is not None:
                     request.transport.abort()
                 return side.torn()
@@ -243,7 +257,16 @@ class PeerListener:
             side.served()
 
 
-async def _body(request: web.BaseRequest) -> bytes:
+async def _books(serving: asyncio.Task[None]) -> None:
+    """Let the pipeline write its books once its answer has ended: a peer that leaves then no longer cancels it."""
+    try:
+        await asyncio.wait({serving}, timeout=BOOKS_S)
+    except asyncio.CancelledError:
+        await asyncio.wait({serving}, timeout=BOOKS_S)
+        raise
+
+
+async def _body(request: web.BaseRequest, wait_s: float) -> bytes:
     """Read the body within its limits. Raises `RequestError` (408, 413)."""
     if request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -252,14 +275,14 @@ async def _body(request: web.BaseRequest) -> bytes:
     parts: list[bytes] = []
     length_bytes = 0
     try:
-        async with asyncio.timeout(BODY_S):
+        async with asyncio.timeout(wait_s):
             while part := await content.readany():
                 length_bytes += len(part)
                 if length_bytes > BODY_BYTES_MAX:
                     raise RequestError(f"the body is larger than {BODY_BYTES_MAX} bytes", status=413)
                 parts.append(part)
     except TimeoutError as error:
-        raise RequestError(f"the body did not come within {BODY_S:.0f} s", status=408) from error
+        raise RequestError(f"the body did not come within {wait_s:.0f} s", status=408) from error
     return b"".join(parts)
 
 

@@ -112,18 +112,26 @@ class PeerSide:
                 self._response = _response(self._head)
                 await self._response.prepare(self._request)
             response = self._response
+            if response is not None and self._finished:
+                return await self._last(response)
             if response is not None and self._pending:
                 if not await self._flush(response):
                     return None
                 continue
-            if response is not None and self._finished:
-                await response.write_eof()
-                return response
             await self._wait(response)
 
     def torn(self) -> web.StreamResponse:
         """Return what aiohttp wants back for an answer whose connection is gone: nothing of it is written any more."""
         return self._response or web.StreamResponse(status=500)
+
+    async def _last(self, response: web.StreamResponse) -> web.StreamResponse | None:
+        """Write the last bytes and the end of the body together: a dispatcher that has all may close at once."""
+        try:
+            async with asyncio.timeout(WRITE_S):
+                await response.write_eof(bytes(self._pending))
+        except TimeoutError:
+            return None
+        return response
 
     async def _flush(self, response: web.StreamResponse) -> bool:
         chunk = bytes(self._pending)

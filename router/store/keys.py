@@ -1,9 +1,10 @@
 """Members' keys in the database, and the ring made of them that requests are checked against."""
 
+import threading
 from collections.abc import Callable
 from typing import Final
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import func, insert, select, update
 
 from fednode.model.ports import Clock
 from router.members.keys import SECRET_BYTES, KeyRecord, KeyRing, NewKey, new_key
@@ -31,12 +32,20 @@ class KeyBook:
     """
 
     def __init__(
-        self, database: Database, clock: Clock, *, draw: Callable[[int], bytes], open_to: Member | None = None
+        self,
+        database: Database,
+        clock: Clock,
+        *,
+        draw: Callable[[int], bytes],
+        open_to: Member | None = None,
+        keys_max: int = KEYS_MAX,
     ) -> None:
         self._database: Final = database
         self._clock: Final = clock
         self._draw: Final = draw  # bytes from the system's generator: `secrets.token_bytes`
         self._open_to: Final = open_to
+        self._keys_max: Final = keys_max
+        self._changing: Final = threading.Lock()  # else the ring of the slower of two changes could lack the other's
         self.ring: KeyRing = KeyRing(self.records(), open_to=open_to)
 
     def records(self) -> tuple[KeyRecord, ...]:
@@ -61,10 +70,10 @@ class KeyBook:
         Raises `BadKeyNameError`, `TooManyKeys`, `DataDirError`.
         """
         made = new_key(name, privacy, secret=self._draw(SECRET_BYTES), created_at=self._clock.wall_s())
-        if len(self.records()) >= KEYS_MAX:
-            raise TooManyKeys(f"this node holds {KEYS_MAX} keys, the most it may")
         record = made.record
-        with self._database.writing(Durability.POWER) as connection:
+        with self._changing, self._database.writing(Durability.POWER) as connection:
+            if connection.execute(select(func.count()).select_from(keys)).scalar_one() >= self._keys_max:
+                raise TooManyKeys(f"this node holds {self._keys_max} keys, the most it may")
             connection.execute(
                 insert(keys).values(
                     id=record.id,
@@ -83,7 +92,7 @@ class KeyBook:
         Raises `NoSuchKey`, `DataDirError`.
         """
         found = self._find(which)
-        with self._database.writing(Durability.POWER) as connection:
+        with self._changing, self._database.writing(Durability.POWER) as connection:
             connection.execute(
                 update(keys)
                 .where(keys.c.id == found.id, keys.c.revoked_at.is_(None))
@@ -94,7 +103,8 @@ class KeyBook:
 
     def reload(self) -> None:
         """Read the keys again: a command may have changed them in the database. Raises `DataDirError`."""
-        self.ring = KeyRing(self.records(), open_to=self._open_to)
+        with self._changing:
+            self.ring = KeyRing(self.records(), open_to=self._open_to)
 
     def _find(self, which: str) -> KeyRecord:
         records = self.records()

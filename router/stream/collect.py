@@ -130,7 +130,7 @@ def _merge(kept: _Json, new: _Json, depth: int) -> None:
         if value is None:
             kept.setdefault(key, None)
         elif old is None or key in _REPLACED or depth == 0:
-            kept[key] = _indexed(value) if isinstance(value, list) and old is None else value
+            kept[key] = value if key in _REPLACED or depth == 0 else _first(value, depth - 1)
         elif key in _SET_ONCE:
             kept[key] = old or value
         elif isinstance(old, str) and isinstance(value, str):
@@ -143,11 +143,17 @@ def _merge(kept: _Json, new: _Json, depth: int) -> None:
             kept[key] = value
 
 
-def _indexed(items: list[object]) -> list[object]:
-    """Merge what one chunk already holds several pieces of: two deltas of one tool call."""
-    merged: list[object] = []
-    _merge_lists(merged, items, DEPTH_MAX)
-    return merged
+def _first(value: object, depth: int) -> object:
+    """Return a value as the start of a merge: one chunk may already hold several pieces of one tool call."""
+    if isinstance(value, dict):
+        fields: _Json = {}
+        _merge(fields, value, depth)
+        return fields
+    if isinstance(value, list):
+        items: list[object] = []
+        _merge_lists(items, value, depth)
+        return items
+    return value
 
 
 def _merge_lists(kept: list[object], new: list[object], depth: int) -> None:

@@ -88,7 +88,7 @@ class PeerBody:
 
 def scan(body: bytes) -> None:
     """Check nesting and number of values before anything recursive sees the body. Raises `RequestError` (400)."""
-    depth = commas = opened = 0
+    depth = commas = opened = strings = 0
     for token in _TOKENS.finditer(body):
         first = body[token.start()]
         if first in b"[{":
@@ -99,7 +99,9 @@ def scan(body: bytes) -> None:
             depth -= 1
         elif first == 0x2C:  # a comma
             commas += 1
-        if commas + opened > VALUES_MAX:
+        else:
+            strings += 1
+        if commas + opened > VALUES_MAX or strings > 2 * VALUES_MAX:  # a string may be a key
             raise _fault(f"the body holds more than {VALUES_MAX} values")
 
 

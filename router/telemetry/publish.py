@@ -38,8 +38,6 @@ from router.telemetry.metrics import Tallies
 LINES_PER_S: Final = 20.0  # an outage at 5,000 requests/s must not become an outage of the disk that holds the log
 LINES_BURST: Final = 100.0
 
-METRICS_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
@@ -77,7 +75,7 @@ class Telemetry(Collector):
             self.log.info("exchange_ended", **self._fields(summary))
 
     def metrics(self) -> bytes:
-        """Return all metrics as Prometheus text (`METRICS_CONTENT_TYPE`)."""
+        """Return all metrics as Prometheus text."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:

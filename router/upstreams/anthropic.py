@@ -16,8 +16,7 @@ from router.stream.anthropic_dialect import to_messages, unsupported
 from router.stream.anthropic_stream import MessagesStream
 from router.stream.collect import Collector
 from router.upstreams.base import Call, Hearing, Order
-from router.upstreams.posting import LostError, Posted, Poster, pour, provider_answer, provider_session
-from router.upstreams.provider_key import ProviderKey
+from router.upstreams.posting import LostError, Posted, Poster, ProviderKey, pour, provider_answer, provider_session
 
 API_VERSION: Final = "2023-06-01"  # the one version of the Messages API
 CAPABILITIES: Final = frozenset({Capability.CHAT, Capability.TOOLS, Capability.VISION})

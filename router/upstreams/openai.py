@@ -9,8 +9,16 @@ from fednode.model.engine import Capability
 from router.model.events import Culprit, Loss, LossKind
 from router.model.request import Surface
 from router.upstreams.base import Call, Hearing, Order
-from router.upstreams.posting import LostError, Posted, Poster, lower, pour, provider_answer, provider_session
-from router.upstreams.provider_key import ProviderKey
+from router.upstreams.posting import (
+    LostError,
+    Posted,
+    Poster,
+    ProviderKey,
+    lower,
+    pour,
+    provider_answer,
+    provider_session,
+)
 
 CAPABILITIES: Final = frozenset(
     {

@@ -73,8 +73,15 @@ class _Road:
 class PeerUpstream:
     """All peers, told apart by `order.target.endpoint` (a node id)."""
 
-    def __init__(self, roads: PeerRoads, *, request_token: Callable[[], str] = lambda: secrets.token_hex(16)) -> None:
+    def __init__(
+        self,
+        roads: PeerRoads,
+        *,
+        request_token: Callable[[], str] = lambda: secrets.token_hex(16),
+        dead_s: float = DEAD_S,
+    ) -> None:
         self._roads = roads
+        self._dead_s = dead_s
         self._request_token = request_token
         self._poster = Poster(_session, culprit=Culprit.LINK)
 
@@ -96,7 +103,7 @@ class PeerUpstream:
         }
         # A peer accepts within milliseconds of the body; embeddings, and whoever said to queue, wait for their answer.
         patient = not streamed or math.isinf(order.bid_s)
-        wait_s = order.deadline_s if patient else order.connect_s + len(body) / UPLOAD_BYTES_PER_S + DEAD_S
+        wait_s = order.deadline_s if patient else order.connect_s + len(body) / UPLOAD_BYTES_PER_S + self._dead_s
         session = self._poster.session()
 
         async def request() -> aiohttp.ClientResponse:
@@ -120,10 +127,10 @@ class PeerUpstream:
                 await _whole(posted, response)
             elif order.stream:
                 posted.answered(200, lower(response))
-                await _pass_on(posted, response, posted.data)
+                await _pass_on(posted, response, posted.data, self._dead_s)
             else:
                 posted.answered(200, lower(response) | {"content-type": "application/json"})
-                await _collected(posted, response)
+                await _collected(posted, response, self._dead_s)
         posted.ended()
 
     def _road(self, order: Order) -> _Road:
@@ -134,6 +141,7 @@ class PeerUpstream:
             what = "no certificate of it is known" if pinned is None else "no address of it is known"
             raise LostError(Loss(LossKind.CONNECT, Culprit.LINK, what))
         context, name = pinned
+        context.set_alpn_protocols([ALPN])
         return _Road(f"https://{address}{order.surface.value}", context, name)
 
 
@@ -176,12 +184,14 @@ def _envelope(order: Order, req: str) -> Envelope:
     )
 
 
-async def _pass_on(posted: Posted, response: aiohttp.ClientResponse, hear: Callable[[bytes], None]) -> None:
-    """Hand over the answer's bytes without hop comments. Any byte is life; before content it must come within 10 s."""
+async def _pass_on(
+    posted: Posted, response: aiohttp.ClientResponse, hear: Callable[[bytes], None], dead_s: float
+) -> None:
+    """Hand over the answer without hop comments. Any byte is life; before content one must come every `dead_s`."""
     comments = HopComments(total_bytes_max=_answer_bytes(posted.order))
     content = False
     try:
-        while chunk := await posted.read(response, IDLE_S if content else DEAD_S):
+        while chunk := await posted.read(response, IDLE_S if content else dead_s):
             mine = comments.feed(chunk)
             if mine:
                 content = True
@@ -194,7 +204,7 @@ async def _pass_on(posted: Posted, response: aiohttp.ClientResponse, hear: Calla
         raise LostError(Loss(silence, Culprit.LINK, "not a byte from the peer")) from error
 
 
-async def _collected(posted: Posted, response: aiohttp.ClientResponse) -> None:
+async def _collected(posted: Posted, response: aiohttp.ClientResponse, dead_s: float) -> None:
     collector = Collector(posted.order.surface)
 
     def hear(chunk: bytes) -> None:
@@ -202,7 +212,7 @@ async def _collected(posted: Posted, response: aiohttp.ClientResponse) -> None:
         if collector.loss is not None:
             raise LostError(collector.loss)
 
-    await _pass_on(posted, response, hear)
+    await _pass_on(posted, response, hear, dead_s)
     collector.end()
     if collector.loss is not None:
         raise LostError(collector.loss)

@@ -14,11 +14,13 @@ import aiohttp
 
 from router.model.events import Culprit, Loss, LossKind
 from router.stream.provider_faults import provider_loss
+from router.stream.sse import DONE
 from router.upstreams.base import Call, Hearing, Order
 
 KEEPALIVE_S: Final = 20.0  # shorter than any server's we know of (peers: 60 s), so that a reused connection is alive
 ERROR_BODY_BYTES_MAX: Final = 64 * 1024  # of an answer that is not 200; the rest says nothing new
 HEAD_LINE_BYTES_MAX: Final = 8190  # a status or header line
+FAREWELL_S: Final = 1.0  # from [DONE] to the end of the body, so that the connection can be used again
 ERROR_BODY_S: Final = 5.0
 PROVIDER_POOL: Final = 256  # connections to one provider; its own limits are met before
 ANSWER_BYTES_MAX: Final = 256 * 1024 * 1024  # 128 k tokens, each an event of 2 KiB
@@ -34,6 +36,22 @@ class LostError(Exception):
         self.loss = loss
 
 
+class ProviderKey:
+    """Holds a key so that no repr, log line or traceback shows it."""
+
+    __slots__ = ("_secret",)
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret
+
+    def reveal(self) -> str:
+        """Return the key, for the one header it belongs in."""
+        return self._secret
+
+    def __repr__(self) -> str:
+        return "ProviderKey(hidden)"
+
+
 class Posted:
     """A running attempt: the relay's handle to it, and the adapter's way to be heard."""
 
@@ -45,6 +63,8 @@ class Posted:
         self._over = False
         self._task: asyncio.Task[None] | None = None
         self._response: aiohttp.ClientResponse | None = None
+        self._terminated = False  # the stream's terminator was heard
+        self._last_call: asyncio.TimerHandle | None = None
 
     def run_as(self, task: asyncio.Task[None]) -> None:
         """Name the task that carries the attempt."""
@@ -55,12 +75,20 @@ class Posted:
         if self._over:
             return
         self._over = True
+        if self._terminated:  # all was said: the end of the body is under way, and a whole answer's connection is good
+            self._reading.set()
+            self._last_call = asyncio.get_running_loop().call_later(FAREWELL_S, self._stop)
+        else:
+            self._stop()
+
+    def _stop(self) -> None:
         self.drop()
         if self._task is not None:
             self._task.cancel()
 
     def pause(self) -> None:
-        self._reading.clear()
+        if not self._over:
+            self._reading.clear()
 
     def resume(self) -> None:
         self._reading.set()
@@ -71,6 +99,8 @@ class Posted:
 
     def drop(self) -> None:
         """Break the connection without a farewell: a TLS goodbye would wait for a peer that no longer reads."""
+        if self._last_call is not None:
+            self._last_call.cancel()
         response, self._response = self._response, None
         if response is None:
             return
@@ -85,6 +115,7 @@ class Posted:
 
     def data(self, chunk: bytes) -> None:
         if chunk and not self._over:
+            self._terminated = chunk.endswith(DONE)
             self._hearing.data(chunk)
 
     def ended(self) -> None:

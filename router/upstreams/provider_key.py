@@ -5,27 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from router.upstreams.posting import ProviderKey
+
 KEY_BYTES_MAX: Final = 4096  # keys have about 100 characters; more is the wrong file
 
 
 class ProviderKeyError(Exception):
     """The key cannot be used; `str(error)` is one line that names where it should be, and never the key."""
-
-
-class ProviderKey:
-    """Holds a key so that no repr, log line or traceback shows it."""
-
-    __slots__ = ("_secret",)
-
-    def __init__(self, secret: str) -> None:
-        self._secret = secret
-
-    def reveal(self) -> str:
-        """Return the key, for the one header it belongs in."""
-        return self._secret
-
-    def __repr__(self) -> str:
-        return "ProviderKey(hidden)"
 
 
 def read_key(*, env: str, file: Path | None, environ: Mapping[str, str]) -> ProviderKey | None:

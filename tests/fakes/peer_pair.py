@@ -25,7 +25,6 @@ class FakeNode:
         context = ssl.SSLContext(purpose)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_REQUIRED
-        context.set_alpn_protocols(["fed/1"])
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "both.pem")
             path.write_bytes(self.key_pem + to_pem(self.der))

@@ -3,14 +3,17 @@
 import asyncio
 import contextlib
 import json
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path as File
 
+import aiohttp
 import pytest
 from aiohttp import web
 
 from fednode.agent.engines import EngineWatch
-from fednode.agent.probe import Found, probe_engine
+from fednode.agent.probe import Found, probe_engine, probe_ports
 from fednode.config import EngineSection
 from fednode.health.settings import HealthSettings
 from fednode.model.engine import Capability, EngineKind, EngineView, Health
@@ -177,7 +180,7 @@ async def test_an_engine_that_changes_its_model_gets_a_banner_and_a_new_passport
 
 
 async def test_an_engine_that_answers_health_but_not_requests_is_found_out_and_tried_again(tmp_path: File) -> None:
-    async with watched(tmp_path, vllm_pages()) as (server, seen):
+    async with watched(tmp_path, vllm_pages()) as (_, seen):
         await seen.until(is_up)
         for _ in range(3):
             seen.watch.dispatched("big", 10)
@@ -215,7 +218,7 @@ async def test_queued_prefill_tokens_are_our_own_count_plus_what_waits_from_else
 
 
 async def test_a_data_parallel_server_shows_the_sum_of_its_engines(tmp_path: File) -> None:
-    async with watched(tmp_path, vllm_pages("metrics_data_parallel")) as (server, seen):
+    async with watched(tmp_path, vllm_pages("metrics_data_parallel")) as (_, seen):
         view = await seen.until(is_up)
         assert view.load.kv_total_tokens == 2 * 399 * 32
         assert view.load.kv_free_tokens == 2 * (399 - 8) * 32
@@ -231,7 +234,7 @@ async def test_a_sleeping_engine_is_asleep_and_not_served(tmp_path: File) -> Non
 
 
 async def test_adapters_are_models_of_their_own_with_their_base_as_parent(tmp_path: File) -> None:
-    async with watched(tmp_path, vllm_pages("metrics_lora_busy", "models_lora"), digest="a" * 64) as (server, seen):
+    async with watched(tmp_path, vllm_pages("metrics_lora_busy", "models_lora"), digest="a" * 64) as (_, seen):
         view = await seen.until(is_up)
         assert [(card.id, card.parent, card.max_model_len, card.digest) for card in view.models] == [
             ("tiny", None, 4096, "a" * 64),
@@ -259,7 +262,7 @@ async def test_replicas_of_one_digest_share_a_row_and_unknown_digests_never_do(t
 async def test_an_engine_without_metrics_is_up_and_its_load_is_unknown_not_zero(tmp_path: File) -> None:
     pages = vllm_pages()
     del pages["/metrics"]
-    async with watched(tmp_path, pages) as (server, seen):
+    async with watched(tmp_path, pages) as (_, seen):
         view = await seen.until(is_up)
         assert (view.load.kv_free_tokens, view.load.running, view.load.waiting) == (None, None, None)
         assert seen.watch.load_rows()[0].kv_free_256th is None
@@ -281,7 +284,7 @@ async def test_the_key_goes_to_the_engine_and_into_no_words(tmp_path: File, monk
 async def test_a_page_beyond_the_bound_is_refused(tmp_path: File) -> None:
     pages = vllm_pages()
     pages["/metrics"] = (200, b"x" * (QUICK.body_bytes_max + 1))
-    async with watched(tmp_path, pages) as (server, seen):
+    async with watched(tmp_path, pages) as (_, seen):
         down = await seen.until(lambda view: view.health is Health.DOWN)
         assert "more than" in down.reason
 
@@ -316,6 +319,15 @@ async def test_a_probe_names_the_kind_and_the_models(tmp_path: File) -> None:
     assert "unreachable" in closed
 
 
+async def test_all_ports_are_asked_and_the_engines_among_them_come_in_the_order_asked(tmp_path: File) -> None:
+    async with playing(documented_pages("ollama")) as laptop, playing({}) as other, playing(vllm_pages()) as big:
+        found = await probe_ports((big.port, other.port, laptop.port))
+        assert [(engine.kind, engine.url) for engine in found] == [
+            (EngineKind.VLLM, big.url),
+            (EngineKind.OLLAMA, laptop.url),
+        ]
+
+
 async def test_the_views_are_the_same_tuple_until_something_changes(tmp_path: File) -> None:
     watch = EngineWatch(
         (EngineSection(name="big", url="http://127.0.0.1:9"),),
@@ -333,7 +345,7 @@ async def test_ollama_models_carry_the_digest_of_their_manifest_and_the_window_t
     tmp_path: File,
 ) -> None:
     pages = documented_pages("ollama")
-    async with watched(tmp_path, pages) as (server, seen):
+    async with watched(tmp_path, pages) as (_, seen):
         view = await seen.until(is_up)
         assert view.kind is EngineKind.OLLAMA
         tags = json.loads(pages["/api/tags"][1])["models"]
@@ -349,7 +361,7 @@ async def test_ollama_models_carry_the_digest_of_their_manifest_and_the_window_t
 async def test_other_engines_come_up_by_their_documented_answers(
     tmp_path: File, kind: str, running: int | None
 ) -> None:
-    async with watched(tmp_path, documented_pages(kind)) as (server, seen):
+    async with watched(tmp_path, documented_pages(kind)) as (_, seen):
         view = await seen.until(is_up)
         assert (view.kind, view.load.running) == (EngineKind(kind), running)
         assert view.models
@@ -357,7 +369,7 @@ async def test_other_engines_come_up_by_their_documented_answers(
 
 async def test_llamacpp_without_metrics_tells_its_load_by_its_slots(tmp_path: File) -> None:
     pages = documented_pages("llamacpp") | {"/metrics": (501, b'{"error":{"code":501}}')}
-    async with watched(tmp_path, pages) as (server, seen):
+    async with watched(tmp_path, pages) as (_, seen):
         view = await seen.until(is_up)
         assert (view.load.running, view.load.waiting, view.version) == (1, None, "b6100-65c797c4")
         assert "(start it with --metrics)" in seen.watch.notes()[0]
@@ -372,5 +384,75 @@ async def test_the_digest_of_a_readable_model_folder_reaches_the_passport(tmp_pa
     async with playing(vllm_pages()) as server:
         section = EngineSection(name="big", url=server.url, model_dir=str(model), digest="f" * 64)
         async with watching(tmp_path / "cache", section) as seen:
-            view = await seen.until(lambda view: is_up(view) and view.models[0].digest not in (None, "f" * 64))
+            view = await seen.until(is_up)
+            assert view.models[0].digest not in (None, "f" * 64)
             assert Capability.VISION in view.models[0].capabilities
+
+
+# ── against the engine stand-in ─────────────────────────────────────────────────────────────────────────────────────
+
+STAND_IN = {"--kv-tokens": "65536", "--block-size": "32", "--prefill-tps": "8000", "--decode-tps": "50"}
+
+
+@contextlib.asynccontextmanager
+async def stand_in() -> AsyncIterator[str]:
+    """Start the stand-in as a process of its own; yield its address."""
+    options = [word for pair in STAND_IN.items() for word in pair]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "router.rehearse.engine_sim", "--listen", "127.0.0.1:0", *options, stdout=PIPE
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(20):
+            line = (await process.stdout.readline()).decode()
+        yield line.split()[-1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
+
+
+async def one_stream(session: aiohttp.ClientSession, seen: Seen, url: str, prompt: list[int], output: int) -> None:
+    """Send one streamed completion as the router would, and tell the watch what the router would tell."""
+    body = {"model": "engine-sim", "prompt": prompt, "max_tokens": output, "stream": True, "ignore_eos": True}
+    seen.watch.dispatched("big", len(prompt))
+    async with session.post(url + "/v1/completions", json=body) as response:
+        assert response.status == 200
+        first = True
+        async for line in response.content:
+            if first and line.startswith(b"data:"):
+                seen.watch.first_token("big", len(prompt), 0.0)
+                first = False
+    seen.watch.engine_answered("big")
+
+
+async def test_the_rates_of_a_stand_in_are_found_and_its_pool_is_counted_to_the_block(tmp_path: File) -> None:
+    async with stand_in() as url, watching(tmp_path, EngineSection(name="big", url=url)) as seen:
+        view = await seen.until(is_up)
+        assert view.kind is EngineKind.VLLM
+        assert view.load.kv_total_tokens == 65_536 - 32
+        async with aiohttp.ClientSession() as session:
+            for start in range(3):
+                await one_stream(session, seen, url, list(range(start, start + 6000)), 1)
+            async with asyncio.TaskGroup() as tasks:
+                for start in range(2):
+                    tasks.create_task(one_stream(session, seen, url, list(range(100 + start, 612 + start)), 60))
+                busy = await seen.until(lambda view: view.load.running == 2)
+                free = busy.load.kv_free_tokens
+                assert free is not None
+                assert (65_536 - 32 - free) % 32 == 0
+                assert 2 * 512 <= 65_536 - 32 - free <= 2 * 608  # prompts and up to 60 tokens, in whole blocks
+        done = await seen.until(lambda view: view.load.running == 0 and view.load.kv_free_tokens == 65_536 - 32)
+        assert done.load.queued_prefill_tokens == 0
+        assert done.load.prefill_tps == pytest.approx(8000, rel=0.3)
+        assert done.load.decode_step_s == pytest.approx(0.02, rel=0.3)
+
+
+async def test_a_stand_in_that_refuses_connections_for_a_while_is_found_down_and_up(tmp_path: File) -> None:
+    async with stand_in() as url, watching(tmp_path, EngineSection(name="big", url=url)) as seen:
+        await seen.until(is_up)
+        fault = {"kind": "refuse", "seconds": 1.0}
+        async with aiohttp.ClientSession() as session, session.post(url + "/_sim/fault", json=fault) as told:
+            assert told.status == 200, await told.text()
+        assert (await seen.until(lambda view: view.health is Health.DOWN)).reason
+        assert (await seen.until(is_up)).reason == ""

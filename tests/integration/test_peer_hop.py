@@ -1,10 +1,12 @@
 """A hop between two nodes over real TLS: `PeerUpstream` on one side, `PeerListener` on the other."""
 
 import asyncio
+import contextlib
 import io
 import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 
 import aiohttp
 import pytest
@@ -13,7 +15,7 @@ from fednode.identity.certs import tls_name
 from fednode.model.ids import NodeId
 from fednode.model.peer import Trust
 from fednode.model.units import Instant
-from router.listeners.peer import PeerListener
+from router.listeners.peer import PeerListener, ServeLimits
 from router.model.events import Culprit, LossKind
 from router.model.request import Privacy, Surface, Tier
 from router.relay.client_side import Arrival, ClientSide
@@ -25,9 +27,16 @@ from tests.fakes.orders import CHAT, order
 from tests.fakes.peer_pair import FakeBook, FakeNode, fake_node
 
 GRAZ, OSLO, MALLORY = fake_node("graz"), fake_node("oslo"), fake_node("mallory")
-ROLE = b'data: {"id":"c1","object":"chat.completion.chunk","created":1,"model":"tiny","choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n'
-WORD = b'data: {"id":"c1","object":"chat.completion.chunk","created":1,"model":"tiny","choices":[{"index":0,"delta":{"content":"Servus"},"finish_reason":"stop"}]}\n\n'
-USAGE = b'data: {"id":"c1","object":"chat.completion.chunk","created":1,"model":"tiny","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}}\n\n'
+
+
+def chunk(choices: list[object], **more: object) -> bytes:
+    head = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "tiny"}
+    return b"data: " + json.dumps({**head, "choices": choices, **more}).encode() + b"\n\n"
+
+
+ROLE = chunk([{"index": 0, "delta": {"role": "assistant", "content": ""}}])
+WORD = chunk([{"index": 0, "delta": {"content": "Servus"}, "finish_reason": "stop"}])
+USAGE = chunk([], usage={"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4})
 DONE = b"data: [DONE]\n\n"
 
 Script = Callable[[Arrival, ClientSide], Awaitable[None]]
@@ -95,6 +104,7 @@ class Hop:
             exchanger=pipeline,
             clock=FakeClock(),
             models=lambda peer: b'{"object":"list","data":[{"id":"tiny"}]}',
+            limits=ServeLimits(headers_s=0.5, body_s=0.5),
         )
 
     def open(self, asked: Order) -> tuple[FakeHearing, Call]:
@@ -360,6 +370,70 @@ async def test_the_deadline_ends_an_attempt(hop: Hop) -> None:
         await hop.pipeline.cancelled.wait()
 
 
+class LeavingHearing(FakeHearing):
+    """Hangs up as the relay does: at the terminator, not at the end of the body."""
+
+    call: Call | None = None
+
+    def data(self, chunk: bytes) -> None:
+        super().data(chunk)
+        if self.body.endswith(DONE) and self.call is not None:
+            self.over.set()
+            self.call.abort()
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.1], ids=["with the terminator", "after it"])
+async def test_a_dispatcher_that_leaves_at_the_terminator_harms_neither_books_nor_connection(
+    hop: Hop, late_s: float
+) -> None:
+    booked = 0
+
+    async def careful(arrival: Arrival, out: ClientSide) -> None:
+        nonlocal booked
+        out.accepted()
+        for event in (ROLE, WORD, USAGE, DONE):
+            out.write(event)
+        if late_s:
+            await asyncio.sleep(late_s)
+        out.finish()
+        await asyncio.sleep(0.05)
+        booked += 1
+
+    hop.pipeline.script = careful
+    connections = []
+    for _ in range(3):
+        hearing = LeavingHearing()
+        hearing.call = hop.upstream.open(to_oslo(), hearing)
+        await hearing.until_over()
+        await asyncio.sleep(0.2)
+        assert hop.listener._connections is not None
+        connections.append(set(hop.listener._connections._held))
+    assert booked == 3
+    assert not hop.pipeline.cancelled.is_set()
+    assert len(connections[0]) == 1
+    assert connections[0] == connections[1] == connections[2]
+
+
+@pytest.mark.parametrize("said", [b"", ROLE], ids=["before the head", "after the head"])
+async def test_a_peer_without_a_sign_of_life_before_content_is_dead(hop: Hop, said: bytes) -> None:
+    async def mute(arrival: Arrival, out: ClientSide) -> None:
+        if said:
+            out.accepted()
+        await asyncio.Event().wait()
+
+    hop.pipeline.script = mute
+    upstream = PeerUpstream(hop.graz, dead_s=0.3)
+    hearing = FakeHearing()
+    asked = to_oslo()
+    upstream.open(replace(asked, connect_s=0.5), hearing)
+    await hearing.until_over()
+    await upstream.close()
+    assert hearing.loss is not None
+    assert hearing.loss.kind is LossKind.SILENT
+    async with asyncio.timeout(1.0):
+        await hop.pipeline.cancelled.wait()
+
+
 async def test_a_stopping_listener_lets_a_running_exchange_end(hop: Hop) -> None:
     go_on = asyncio.Event()
 
@@ -401,6 +475,9 @@ async def test_a_hundred_exchanges_at_once_share_32_connections_and_leave_nothin
 def fed(req: str = "ab" * 16, **changes: str) -> dict[str, str]:
     envelope = Envelope(req, 1, 10.0, 1.0, would_queue=False, prompt_tokens=5, max_output_tokens=5)
     return {**dict(render(envelope)), **changes}
+
+
+FED = b"".join(f"{name}: {value}\r\n".encode() for name, value in fed().items())
 
 
 class Raw:
@@ -497,7 +574,8 @@ async def test_a_body_key_outside_the_table_is_named(hop: Hop, body: dict[str, o
 
 async def test_a_body_over_4_mib_is_413_before_it_is_read(hop: Hop) -> None:
     headers = fed() | {"Expect": "100-continue"}
-    status, word, _ = await Raw(hop).send("POST", "/v1/chat/completions", headers, io.BytesIO(b"[" * (4 * 1024 * 1024 + 1)))
+    body = io.BytesIO(b"[" * (4 * 1024 * 1024 + 1))
+    status, word, _ = await Raw(hop).send("POST", "/v1/chat/completions", headers, body)
     assert (status, word) == (413, "fault")
 
 
@@ -534,3 +612,31 @@ async def test_more_than_32_connections_of_one_peer_are_closed(hop: Hop) -> None
     finally:
         for writer in writers:
             writer.transport.abort()
+
+
+@pytest.mark.parametrize(
+    ("sent", "heard"),
+    [
+        (b"", b""),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nFed-", b""),
+        (
+            b"%s\r\n" % b"".join([b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n", FED]),
+            b"408",
+        ),
+    ],
+    ids=["nothing", "half the headers", "no body"],
+)
+async def test_a_peer_that_dawdles_is_closed(hop: Hop, sent: bytes, heard: bytes) -> None:
+    host, port = hop.graz.address.split(":")
+    name = tls_name(OSLO.node)
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=GRAZ.dialling(OSLO), server_hostname=name)
+    try:
+        writer.write(sent)
+        async with asyncio.timeout(5):
+            line = b""
+            with contextlib.suppress(ConnectionError):
+                line = await reader.readline()
+        assert heard in line
+        assert bool(line) == bool(heard)
+    finally:
+        writer.transport.abort()

@@ -1,5 +1,7 @@
 """The database on a real disk: killed, filled, locked, damaged, too new."""
 
+import io
+import json
 import os
 import signal
 import sqlite3
@@ -9,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +19,21 @@ import pytest
 
 from fednode.model.errors import DataDirError
 from fednode.model.units import Instant
+from router.ledger.receipts import ReceiptRing
+from router.ledger.track import TrackRecord
 from router.ledger.usage import GroupBy, UsageRow, month_start
 from router.members.keys import anyone
 from router.model.errors import RequestError
 from router.model.request import Privacy
+from router.model.summary import Outcome
 from router.store.database import FILE_NAME, Database, Durability
-from router.store.keys import KeyBook, NoSuchKey
+from router.store.keys import KeyBook, NoSuchKey, TooManyKeys
 from router.store.usage import Period, UsageBook, add_rows, prune
 from router.store.writer import UsageWriter
+from router.telemetry.log import Log
+from router.telemetry.publish import Books, Gauges, Telemetry
+from tests.fakes.small_fleet import fleet
+from tests.fakes.summaries import attempt, summary
 
 NOW = 1_800_000_000.0  # 2027-01-15 UTC
 
@@ -162,6 +172,22 @@ def test_a_key_made_by_a_command_beside_the_daemon_counts_after_a_reload(tmp_pat
             book.ring.member({"x-api-key": made.key})
         book.reload()
         assert book.ring.member({"x-api-key": made.key}).key_id == made.record.id
+
+
+def test_keys_made_at_the_same_time_are_all_in_force(database: Database) -> None:
+    book = key_book(database)
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda number: book.create(f"member-{number}", Privacy.HOME), range(16)))
+    assert {book.ring.member({"x-api-key": new.key}).name for new in made} == {f"member-{n}" for n in range(16)}
+
+
+def test_more_keys_than_a_node_may_hold_are_refused(database: Database) -> None:
+    book = KeyBook(database, FakeClock(), draw=os.urandom, keys_max=2)
+    book.create("ana", Privacy.HOME)
+    book.create("bo", Privacy.HOME)
+    with pytest.raises(TooManyKeys, match="2 keys"):
+        book.create("cy", Privacy.HOME)
+    assert len(book.records()) == 2
 
 
 def test_a_name_revokes_only_when_it_means_one_key(database: Database) -> None:
@@ -343,6 +369,13 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path, start: int) -> 
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_nobody_may_write_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).mkdir()
+    with pytest.raises(DataDirError, match="cannot be written") as caught:
+        Database(tmp_path)
+    assert str(tmp_path / FILE_NAME) in str(caught.value)
+
+
 def test_a_data_directory_that_is_missing_gives_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(DataDirError, match="No such file or directory"):
         Database(tmp_path / "absent")
@@ -363,3 +396,18 @@ def test_two_processes_that_start_together_make_one_schema(tmp_path: Path) -> No
     for thread in threads:
         thread.join()
     assert problems == []
+
+
+def test_one_call_makes_an_exchange_visible_in_all_books(database: Database) -> None:
+    clock, stream = FakeClock(), io.StringIO()
+    writer = UsageWriter(database, told=lambda _: None)
+    writer.start()
+    gauges = Gauges(fleet, open_exchanges=lambda: 0, retries_left=lambda: 20.0, usage=writer.state)
+    books = Books(Telemetry(Log(stream, clock), clock, gauges), ReceiptRing(), TrackRecord(), writer, clock)
+    books.publish(summary(attempt(outcome=Outcome.FAILED, reason="torn"), request_id="req_9", outcome=Outcome.FAILED))
+    assert writer.stop(5.0) == 0
+    assert [stored.request_id for stored in UsageBook(database).rows(Period(), limit=5)] == ["req_9"]
+    assert books.receipts.find("req_9", clock.now()) is not None
+    assert books.track.errors_5m("home/big", clock.now()) == 1
+    assert json.loads(stream.getvalue())["request_id"] == "req_9"
+    assert b'outcome="failed"' in books.telemetry.metrics()

@@ -86,13 +86,15 @@ def test_killing_a_server_leaves_nothing_of_its_group(tiny_model: Path) -> None:
         assert not one.is_healthy()
 
 
-def test_a_server_does_not_outlive_a_killed_test_run(tiny_model: Path) -> None:
+def test_a_server_does_not_outlive_a_killed_test_run(tiny_model: Path, tmp_path: Path) -> None:
     script = (
         "import pathlib, sys, time; from tests.vllm.server import VllmServer;"
-        "one = VllmServer(pathlib.Path(sys.argv[1])).start(); print(one.pid, flush=True); time.sleep(60)"
+        "model, log = map(pathlib.Path, sys.argv[1:]);"
+        "one = VllmServer(model, log=log).start(); print(one.pid, flush=True); time.sleep(60)"
     )
     root = Path(__file__).parents[2]
-    with subprocess.Popen([sys.executable, "-c", script, str(tiny_model)], cwd=root, stdout=subprocess.PIPE) as run:
+    command = [sys.executable, "-c", script, str(tiny_model), str(tmp_path / "vllm.log")]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) as run:
         assert run.stdout is not None
         group = int(run.stdout.readline())
         assert members(group)

@@ -7,10 +7,9 @@ import time
 from random import Random
 
 import uvloop
-from pydantic import ValidationError
 
 from router.rehearse.engine_sim.serve import serve
-from router.rehearse.engine_sim.settings import EngineSimSettings
+from router.rehearse.engine_sim.settings import SettingsError, read_settings
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -28,13 +27,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Run until a signal ends it; returns the exit status."""
-    given = {name: value for name, value in vars(_parser().parse_args()).items() if value is not None}
     try:
-        settings = EngineSimSettings.model_validate(given)
-    except ValidationError as error:
-        for problem in error.errors():
-            where = ".".join(str(each) for each in problem["loc"])
-            sys.stderr.write(f"engine-sim: {where}: {problem['msg']}\n" if where else f"engine-sim: {problem['msg']}\n")
+        settings = read_settings(vars(_parser().parse_args()))
+    except SettingsError as error:
+        sys.stderr.writelines(f"engine-sim: {problem}\n" for problem in error.problems)
         return 2
 
     def announce(line: str) -> None:

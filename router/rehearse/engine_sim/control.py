@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from functools import wraps
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 
 import msgspec
 from aiohttp import web
@@ -23,11 +23,21 @@ def _json(document: object) -> web.Response:
     return web.Response(body=msgspec.json.encode(document), content_type="application/json")
 
 
+def is_local(peer: object) -> bool:
+    """Whether a socket's peer address is this machine's own loopback, IPv4 in IPv6 clothes included."""
+    if not isinstance(peer, tuple) or not peer:
+        return False
+    address = ip_address(str(peer[0]).partition("%")[0])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped.is_loopback
+    return address.is_loopback
+
+
 def _loopback_only(handler: Handler) -> Handler:
     @wraps(handler)
     async def guarded(request: web.Request) -> web.StreamResponse:
         peer = request.transport.get_extra_info("peername") if request.transport is not None else None
-        if not (isinstance(peer, tuple) and ip_address(peer[0]).is_loopback):
+        if not is_local(peer):
             raise ApiError("faults and scripts are set from the machine itself", kind="Forbidden", status=403)
         return await handler(request)
 

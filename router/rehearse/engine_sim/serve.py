@@ -6,13 +6,14 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from random import Random
+from typing import Final
 
 from aiohttp import web
 
 from router.rehearse.engine_sim.server import EngineSimServer
 from router.rehearse.engine_sim.settings import EngineSimSettings
 
-BACKLOG = 1024  # connections that may wait while a few hundred streams begin at once
+BACKLOG: Final = 1024  # connections that may wait while a few hundred streams begin at once
 
 
 class Listener:

@@ -1,11 +1,21 @@
 """What an engine stand-in can be told when it starts."""
 
+from collections.abc import Mapping
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 DEFAULT_CONTEXT_TOKENS: Final = 32_768  # what a small real deployment serves; less where the pool is smaller
+
+
+class SettingsError(Exception):
+    """Settings that cannot work; ``problems`` names each of them in a line."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
 
 ModelId = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -82,3 +92,17 @@ class EngineSimSettings(BaseModel):
                 " of that length would never finish; raise kv_tokens or lower max_model_len"
             )
         return self
+
+
+def read_settings(given: Mapping[str, object]) -> EngineSimSettings:
+    """Settings from what a command line gave; an option that was not given (None) keeps its default.
+
+    Raises:
+        SettingsError: with every problem there is.
+
+    """
+    try:
+        return EngineSimSettings.model_validate({name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        found = [(".".join(str(part) for part in each["loc"]), each["msg"]) for each in error.errors()]
+        raise SettingsError(tuple(f"{where}: {what}" if where else what for where, what in found)) from error

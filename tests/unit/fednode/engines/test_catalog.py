@@ -43,7 +43,7 @@ def test_there_is_one_profile_a_kind_and_each_is_found_by_its_kind() -> None:
 
 
 def test_the_usual_ports_are_those_people_know_with_vllm_first() -> None:
-    assert catalog.USUAL_PORTS == (8000, 30000, 8080, 1234, 11434)
+    assert catalog.USUAL_PORTS == (8000, 30000, 8080, 11434, 1234)
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,35 @@ def test_the_prefills_of_others_do_not_mix_with_ours() -> None:
     assert rates.rates().prefill_tps is None
 
 
+def test_a_page_that_stays_one_behind_does_not_stop_the_learning() -> None:
+    rates = estimator()
+    rates.scraped(at(0), told(0, 0))
+    for second in range(1, 40):
+        one_prefill(rates, second - 0.6, tokens=2000, seconds=0.5)
+        rates.scraped(at(second), told(2000 * (second - 1), second - 1))
+    assert rates.rates().prefill_tps == pytest.approx(4000, rel=0.1)
+
+
+def test_a_page_that_is_ahead_of_us_gives_no_wild_rates() -> None:
+    rates = estimator()
+    rates.scraped(at(0), told(0, 0))
+    for second in range(1, 40):
+        rates.dispatched(at(second - 0.5))
+        rates.scraped(at(second), told(2000 * second, second))  # it has counted what we hear of a moment later
+        rates.first_token(at(second + 0.001), 2000)
+    assert rates.rates().prefill_tps == pytest.approx(4000, rel=0.1)
+
+
+def test_a_few_prefills_of_others_among_ours_do_no_harm() -> None:
+    rates = estimator()
+    rates.scraped(at(0), told(0, 0))
+    for second in range(1, 40):
+        for part in range(4):
+            one_prefill(rates, second - 0.9 + part / 8, tokens=500, seconds=0.125)
+        rates.scraped(at(second), told(2500 * second, 5 * second))
+    assert rates.rates().prefill_tps == pytest.approx(4000, rel=0.1)
+
+
 def test_time_spent_waiting_for_blocks_is_not_prefill_time() -> None:
     rates = estimator()
     rates.scraped(at(0), told(0, 0))

@@ -65,9 +65,7 @@ def _other_template(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [_other_weights, _other_quantisation, _other_tokenizer, _other_template])
-def test_weights_quantisation_tokenizer_and_template_each_count(
-    tmp_path: Path, change: Callable[[Path], None]
-) -> None:
+def test_weights_quantisation_tokenizer_and_template_each_count(tmp_path: Path, change: Callable[[Path], None]) -> None:
     one, two = write_model(tmp_path / "one"), write_model(tmp_path / "two")
     change(two)
     assert read(one, tmp_path / "c").digest != read(two, tmp_path / "c").digest

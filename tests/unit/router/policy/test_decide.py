@@ -44,7 +44,7 @@ def test_a_busy_home_gives_way_to_two_peers_and_stands_behind_them() -> None:
 
 
 def test_home_is_left_only_if_leaving_clearly_pays() -> None:
-    slightly = engine(load={"queued_prefill_tokens": 150, "running": 2})
+    slightly = engine(load={"queued_prefill_tokens": 100, "running": 1})
     plan = plan_for(request("big"), fleet(slightly, peer("graz"), peer("oslo"), peer("lyon")))
     assert plan.costs["peer/graz"].total_s < plan.costs["home/big"].total_s
     assert plan.steps[0].target.key == "home/big"

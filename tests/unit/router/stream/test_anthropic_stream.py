@@ -20,7 +20,7 @@ START = {
         "usage": {"input_tokens": 10, "cache_read_input_tokens": 4, "output_tokens": 1},
     },
 }
-STOP = [
+STOP: list[dict[str, Any]] = [
     {
         "type": "message_delta",
         "delta": {"stop_reason": "end_turn", "stop_sequence": None},
@@ -38,18 +38,23 @@ def block(index: int, kind: str, deltas: list[dict[str, Any]], **head: Any) -> l
     ]
 
 
+def partial(text: str) -> dict[str, Any]:
+    return {"type": "input_json_delta", "partial_json": text}
+
+
+THINKING = [{"type": "thinking_delta", "thinking": "hm"}, {"type": "signature_delta", "signature": "x"}]
 RICH = events(
     START,
     {"type": "ping"},
-    *block(0, "thinking", [{"type": "thinking_delta", "thinking": "hm"}, {"type": "signature_delta", "signature": "x"}], thinking=""),
+    *block(0, "thinking", THINKING, thinking=""),
     *block(1, "text", [{"type": "text_delta", "text": "Grü"}, {"type": "text_delta", "text": "ß"}], text=""),
-    *block(2, "tool_use", [{"type": "input_json_delta", "partial_json": '{"a"'}, {"type": "input_json_delta", "partial_json": ":1}"}], id="t1", name="f", input={}),
+    *block(2, "tool_use", [partial('{"a"'), partial(":1}")], id="t1", name="f", input={}),
     *block(3, "tool_use", [], id="t2", name="g", input={"b": 2}),
-    *block(4, "tool_use", [{"type": "input_json_delta", "partial_json": ""}], id="t3", name="h", input={}),
+    *block(4, "tool_use", [partial("")], id="t3", name="h", input={}),
     *block(5, "server_tool_use", [], id="t4", name="web"),
     {"type": "later_event", "what": 1},
     *STOP,
-)  # fmt: skip
+)
 
 
 def translate(stream: bytes, cut: int = 0) -> tuple[MessagesStream, bytes]:

@@ -15,10 +15,10 @@ def raw(**more: Any) -> bytes:
 
 
 def test_what_a_dispatcher_builds_a_peer_serves() -> None:
-    rich = raw(
-        temperature=0.2, top_k=4, stop=["a"], seed=1, user="anna", metadata={"a": 1}, stream=False, n=1, logit_bias={"5": 1},
-        tools=[{"type": "function", "function": {"name": "f"}}], chat_template_kwargs={"enable_thinking": False},
-    )  # fmt: skip
+    plain = {"temperature": 0.2, "top_k": 4, "stop": ["a"], "seed": 1, "stream": False, "n": 1, "logit_bias": {"5": 1}}
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    private = {"user": "anna", "metadata": {"a": 1}}
+    rich = raw(**plain, **private, tools=tools, chat_template_kwargs={"enable_thinking": False})
     built = peer_body(Surface.CHAT, rich)
     assert built.bad == ()
     check_served(Surface.CHAT, built.body)
@@ -88,7 +88,7 @@ def test_what_is_no_json_object_is_a_fault(body: bytes) -> None:
 
 @pytest.mark.parametrize("body", [b'{"stream":true}', b'{"model":5,"stream":true}', b'{"model":"m","stream":1}'])
 def test_a_model_and_a_stream_are_demanded(body: bytes) -> None:
-    with pytest.raises(RequestError, match="model|stream"):
+    with pytest.raises(RequestError, match=r"model|stream"):
         check_served(Surface.CHAT, body)
 
 
@@ -101,8 +101,11 @@ def test_nesting_is_counted_outside_strings_only() -> None:
         scan(b"[" + b"1," * 200_001)
 
 
-@pytest.mark.parametrize(
-    "body", [b'"' + b'\\"' * 2_000_000, b'"' * 4_000_000, b"\\" * 4_000_000], ids=["escapes", "quotes", "slashes"]
-)
+@pytest.mark.parametrize("body", [b'"' + b'\\"' * 2_000_000, b"\\" * 4_000_000], ids=["escapes", "slashes"])
 def test_the_scan_is_linear_for_hostile_bodies(body: bytes) -> None:
     scan(body)  # quadratic work on 4 MB would run for hours: the suite's time limit is the assertion
+
+
+def test_more_strings_than_a_body_can_hold_are_refused() -> None:
+    with pytest.raises(RequestError, match="200000 values"):
+        scan(b'"' * 4_000_000)

@@ -12,7 +12,7 @@ from router.model.events import Culprit, LossKind
 from router.model.request import Surface
 from router.stream.watch import StreamWatch
 from router.upstreams.anthropic import AnthropicUpstream
-from router.upstreams.provider_key import ProviderKey
+from router.upstreams.posting import ProviderKey
 from tests.fakes.anthropic_provider import FakeAnthropic, Script
 from tests.fakes.hearing import FakeHearing
 from tests.fakes.orders import CHAT, order

@@ -12,7 +12,7 @@ import pytest
 from router.model.events import Culprit, LossKind
 from router.model.request import Surface
 from router.upstreams.openai import OpenAiUpstream
-from router.upstreams.provider_key import ProviderKey
+from router.upstreams.posting import ProviderKey
 from tests.fakes.hearing import FakeHearing
 from tests.fakes.openai_provider import FakeOpenAi, Script
 from tests.fakes.orders import CHAT, order

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from router.upstreams.provider_key import ProviderKey, ProviderKeyError, read_key
+from router.upstreams.posting import ProviderKey
+from router.upstreams.provider_key import ProviderKeyError, read_key
 
 
 def key_file(tmp_path: Path, text: str, mode: int = 0o600) -> Path:

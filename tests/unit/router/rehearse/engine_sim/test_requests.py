@@ -94,7 +94,7 @@ def test_a_prompt_of_another_kind_is_refused(prompt: object) -> None:
 def test_content_parts_tools_and_results_all_reach_the_prompt() -> None:
     body = {
         "messages": [
-            {"role": "user", "content": [{"type": "text", "text": "How is"}, {"type": "text", "text": " Linz?"}]},
+            {"role": "user", "content": [{"type": "text", "text": "How is"}, {"type": "text", "text": " Graz?"}]},
             {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "function": {"name": "peek"}}]},
             {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
         ],
@@ -103,7 +103,7 @@ def test_content_parts_tools_and_results_all_reach_the_prompt() -> None:
     read = decode(msgspec.json.encode(body), ChatBody)
     asked = read_chat(read, models=MODELS, context_tokens=1000, salt=0)
     text = text_of(asked.prompts[0])
-    for words in ("How is Linz?", '{"name":"peek"}', "[c1] sunny", 'Tools: [{"type":"function"'):
+    for words in ("How is Graz?", '{"name":"peek"}', "[c1] sunny", 'Tools: [{"type":"function"'):
         assert words in text
     assert text.endswith("<|start|>assistant\n")
 

@@ -17,7 +17,7 @@ WEATHER = {
     "match": "weather",
     "reasoning": "They want the weather.",
     "text": "Let me look.",
-    "tool_calls": [{"name": "weather", "arguments": {"city": "Linz"}}, {"name": "clock"}],
+    "tool_calls": [{"name": "weather", "arguments": {"city": "Graz"}}, {"name": "clock"}],
 }
 
 
@@ -74,7 +74,7 @@ async def test_a_scripted_answer_calls_tools_in_one_piece(sim: Sim) -> None:
     assert choice["message"]["content"] == "Let me look."
     assert choice["message"]["reasoning"] == "They want the weather."
     functions = [call["function"] for call in choice["message"]["tool_calls"]]
-    assert functions == [{"name": "weather", "arguments": '{"city":"Linz"}'}, {"name": "clock", "arguments": "{}"}]
+    assert functions == [{"name": "weather", "arguments": '{"city":"Graz"}'}, {"name": "clock", "arguments": "{}"}]
 
 
 async def test_a_scripted_answer_streams_its_tool_arguments_in_pieces(sim: Sim) -> None:
@@ -93,7 +93,7 @@ async def test_a_scripted_answer_streams_its_tool_arguments_in_pieces(sim: Sim) 
                 calls.setdefault(call.index, []).append(call.function.arguments or "")
             finish = chunk.choices[0].finish_reason or finish
     assert names == {0: "weather", 1: "clock"}
-    assert {index: json.loads("".join(parts)) for index, parts in calls.items()} == {0: {"city": "Linz"}, 1: {}}
+    assert {index: json.loads("".join(parts)) for index, parts in calls.items()} == {0: {"city": "Graz"}, 1: {}}
     assert len(calls[0]) > 3
     assert finish == "tool_calls"
 

@@ -3,9 +3,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
-from router.rehearse.engine_sim.settings import EngineSimSettings
+from router.rehearse.engine_sim.settings import EngineSimSettings, SettingsError, read_settings
 
 
 def test_the_pool_is_counted_as_vllm_counts_it() -> None:
@@ -29,9 +28,19 @@ def test_the_window_is_what_was_said_or_what_fits(given: dict[str, Any], context
         ({"decode_tps": 0}, "greater than 0"),
         ({"models": ()}, "at least 1"),
         ({"listen": "8000"}, "HOST:PORT"),
-        ({"modell": "x"}, "Extra inputs"),
+        ({"colour": "x"}, "Extra inputs"),
     ],
 )
 def test_what_cannot_work_is_refused_with_a_reason(given: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
-        EngineSimSettings(**given)
+    with pytest.raises(SettingsError, match=words):
+        read_settings(given)
+
+
+def test_an_option_that_was_not_given_keeps_its_default() -> None:
+    assert read_settings({"seed": None, "block_size": 8}) == EngineSimSettings(block_size=8)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_settings({"seed": -1, "max_seqs": 0})
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["max_seqs", "seed"]
