@@ -7,12 +7,21 @@ import ipaddress
 import re
 import tomllib
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
 from fednode.model.engine import EngineKind, Path
 from fednode.model.errors import ConfigError
@@ -88,6 +97,13 @@ def _node_id(text: str) -> str:
         raise ValueError(str(error)) from error
 
 
+def _kind(value: object) -> object:
+    kinds = [kind.value for kind in EngineKind]
+    if value == "auto" or value in kinds:
+        return value if value == "auto" else EngineKind(str(value))
+    raise ValueError(f"must be one of auto, {', '.join(kinds)}")
+
+
 def _trust(value: object) -> object:
     if isinstance(value, str):
         try:
@@ -131,9 +147,9 @@ class FederationSection(Section):
     """`[federation]`: listeners for peers, and how they find us."""
 
     enabled: bool = True
-    listen: HostPort = "0.0.0.0:8802"  # noqa: S104  # mTLS with pinned peers only
-    serve: HostPort = "0.0.0.0:8803"  # noqa: S104  # likewise
-    join: HostPort = "0.0.0.0:8804"  # noqa: S104  # strangers get one fixed refusal
+    listen: HostPort = "0.0.0.0:8802"  # mTLS with pinned peers only
+    serve: HostPort = "0.0.0.0:8803"  # likewise
+    join: HostPort = "0.0.0.0:8804"  # strangers get one fixed refusal
     advertise: tuple[str, ...] = Field(default=(), max_length=4)
     advertise_ports: AdvertisedPorts | None = None
     network: Name = "fednode"
@@ -147,7 +163,7 @@ class EngineSection(Section):
 
     name: Name
     url: Url
-    kind: Literal["auto"] | EngineKind = "auto"
+    kind: Annotated[Literal["auto"] | EngineKind, PlainValidator(_kind)] = "auto"
     path: Path = Path.SLOW
     api_key_env: str = ""
     digest: str = Field(default="", max_length=128)
@@ -199,28 +215,25 @@ class PeersFile(Section):
     policy: PeersPolicy = PeersPolicy()
     peer: tuple[PeerEntry, ...] = Field(default=(), max_length=PEERS_MAX)
 
-    @model_validator(mode="after")
-    def _no_doubles(self) -> "PeersFile":
-        problems: list[str] = []
-        names: dict[str, int] = {}
-        keys: dict[str, int] = {}
-        for number, entry in enumerate(self.peer, start=1):
-            if (first := names.setdefault(entry.name, number)) != number:
-                problems.append(f"peer {number} has the same name as peer {first}: {entry.name}")
-            subject = entry.node or entry.root or ""
-            if (first := keys.setdefault(subject, number)) != number:
-                problems.append(f"peer {number} ({entry.name}) has the same id as peer {first}: {subject}")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+
+def doubles(rows: object, kind: str, *keys: str) -> Iterator[str]:
+    """Yield a problem for each row that repeats the value of one of `keys`. Looks at raw data, so that this is told
+    beside whatever else is wrong.
+    """
+    for key in keys:
+        first: dict[str, int] = {}
+        for number, row in enumerate(rows if isinstance(rows, list) else (), start=1):
+            value = row.get(key) if isinstance(row, Mapping) else None
+            if isinstance(value, str) and (earlier := first.setdefault(value, number)) != number:
+                yield f"{kind}[{number}].{key} = {_shown(value)}: {kind}[{earlier}] has the same {key}"
 
 
-def problems_of(error: ValidationError, file: str, data: Mapping[str, Any]) -> tuple[str, ...]:
+def problems_of(error: ValidationError, file: str) -> tuple[str, ...]:
     """Return one line per problem: file, path in it, value, and what is wrong. Values of secrets never occur here."""
-    return tuple(_problem(file, data, item) for item in error.errors(include_url=False))
+    return tuple(_problem(file, item) for item in error.errors(include_url=False))
 
 
-def _problem(file: str, data: Mapping[str, Any], item: Any) -> str:  # noqa: ANN401  # pydantic's ErrorDetails
+def _problem(file: str, item: Any) -> str:  # noqa: ANN401  # pydantic's ErrorDetails
     path = _dotted(item["loc"])
     if item["type"] == "extra_forbidden":
         return f"{file}: {path} = {_shown(item['input'])}: unknown key"
@@ -244,7 +257,7 @@ def _dotted(loc: Iterable[int | str]) -> str:
 
 def _shown(value: object) -> str:
     text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."  # noqa: PLR2004  # one line of a terminal
+    return text if len(text) <= 80 else text[:77] + "..."  # one line of a terminal
 
 
 def read_toml(path: FilePath) -> dict[str, Any]:
@@ -267,7 +280,11 @@ def load_peers(path: FilePath) -> PeersFile:
     if not path.exists():
         return PeersFile()
     data = read_toml(path)
+    problems = tuple(f"{path.name}: {problem}" for problem in doubles(data.get("peer"), "peer", "name", "node"))
     try:
-        return PeersFile.model_validate(data)
+        peers = PeersFile.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(problems_of(error, path.name, data)) from error
+        raise ConfigError(problems_of(error, path.name) + problems) from error
+    if problems:
+        raise ConfigError(problems)
+    return peers

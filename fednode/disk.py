@@ -113,16 +113,14 @@ class DataDir:
 def next_incarnation(data_dir: Path, *, above: int = 0) -> int:
     """Raise the incarnation of a locked data directory, as `DataDir.next_incarnation` does."""
     path = data_dir / "incarnation"
-    last = 0
-    if path.exists():
-        text = _read(path)
-        try:
-            last = int(text)
-        except ValueError as error:
-            raise DataDirError(f"{path} is damaged: it should hold one number") from error
+    text = _read(path) if path.exists() else b"0"
+    try:
+        last = int(text)
+    except ValueError as error:
+        raise DataDirError(f"{path} is damaged: it should hold one number") from error
     following = max(last, above) + 1
-    if not 0 < following <= _INCARNATION_MAX:
-        raise DataDirError(f"{path} is damaged: {following} is out of range")
+    if last < 0 or following > _INCARNATION_MAX:
+        raise DataDirError(f"{path} is damaged: {last} is out of range")
     write_atomically(path, f"{following}\n".encode(), mode=_PUBLIC)
     return following
 

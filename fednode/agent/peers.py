@@ -176,6 +176,13 @@ class PeerWatch:
         if (held := self._links.get(peer)) is not None:
             held.ask(self._clock.now())
 
+    def serving_on(self, port: int) -> None:
+        """Take note of the bound port of the serve listener, where the configured one was 0."""
+        if port != self._own.serve_port:
+            self._own.serve_port = port
+            if self.started.is_set():
+                self._announce()
+
     def load_changed(self) -> None:
         """Send the next load report as soon as the gap allows."""
         self._schedule.hurry()
@@ -196,10 +203,10 @@ class PeerWatch:
         try:
             peers = load_peers(self._peers_path)
         except ConfigError as error:
-            self._notes["peers.toml"] = f"{error}; the last good peers.toml stays in force"
+            self._note("peers.toml", f"{error}; the last good peers.toml stays in force")
             self._on_change()
             return
-        self._notes.pop("peers.toml", None)
+        self._note("peers.toml", "")
         before = {node: (self._book.trust_of(node), self._book.entry(node)) for node in self._book.nodes()}
         self._book.load(peers)
         self._repin()
@@ -236,6 +243,8 @@ class PeerWatch:
         finally:
             await self._link_server.stop()
             await self._join_server.stop()
+            if self._unsaved:
+                self._save(self._book.envelopes())
             self._stopped.set()
 
     async def stop(self) -> None:
@@ -287,14 +296,31 @@ class PeerWatch:
             if not self._book.welcome(node):
                 self._membership.drop(node)
                 self._changed()
+        self._note(
+            "roots",
+            "".join(
+                f"{name} in peers.toml is a whole collective: it is reached once one of its nodes dials us, or list a node"
+                for name in self._book.unreachable_roots()[:1]
+            ),
+        )
         if self._unsaved:
             self._unsaved = False
-            try:
-                await asyncio.to_thread(save_peers_cache, self._data_dir, self._book.envelopes())
-                self._notes.pop("cache", None)
-            except DataDirError as error:
-                self._unsaved = True
-                self._notes["cache"] = str(error)
+            await asyncio.to_thread(self._save, self._book.envelopes())
+
+    def _save(self, records: tuple[Envelope, ...]) -> None:
+        try:
+            save_peers_cache(self._data_dir, records)
+            self._note("cache", "")
+        except DataDirError as error:
+            self._unsaved = True
+            self._note("cache", str(error))
+
+    def _note(self, key: str, text: str) -> None:
+        """Put up a banner for the operator, or take it down when `text` is empty."""
+        if text:
+            self._notes[key] = text
+        else:
+            self._notes.pop(key, None)
 
     # ── dialling and being dialled ───────────────────────────────────────────────────────────────────────────────
 
@@ -450,7 +476,10 @@ class PeerWatch:
         except WireError as error:
             if error.reason != "clone":
                 raise
-            self._notes["clone"] = str(error)
+            self._note("clone", str(error))
+            return
+        except DataDirError as error:
+            self._note("incarnation", str(error))
             return
         if jumped:
             self._announce()

@@ -88,6 +88,11 @@ class PeerBook:
         entry = self.entry(node)
         return entry.quota.words() if entry else Quota()
 
+    def unreachable_roots(self) -> tuple[str, ...]:
+        """Return the names of entries that list a root and addresses, but none of whose nodes has shown itself."""
+        roots = {known.record.root for known in self._known.values() if known.record}
+        return tuple(entry.name for entry in self._root_entries if entry.addresses and entry.root not in roots)
+
     def name_of(self, node: NodeId) -> str:
         """Return the name to show for `node`: the operator's, else its own, else its short id."""
         if node in self._entries:
@@ -137,12 +142,20 @@ class PeerBook:
         if node == self._identity.node or (self._level(node, record.root) or Trust.BANNED) < Trust.KNOWN:
             raise WireError("stranger", "its signer is not in peers.toml")
         if known is None:
-            if len(self._known) >= CACHE_RECORDS_MAX:
-                raise WireError("full", f"more than {CACHE_RECORDS_MAX} records")
+            self._make_room()
             known = self._known.setdefault(node, _Known())
         known.record, known.envelope = record, envelope
         self.repin()
         return record
+
+    def _make_room(self) -> None:
+        """Forget one node that is no longer welcome when the book is full. Raises `WireError` when all are."""
+        if len(self._known) < CACHE_RECORDS_MAX:
+            return
+        stranger = next((node for node in self._known if not self.welcome(node)), None)
+        if stranger is None:
+            raise WireError("full", f"more than {CACHE_RECORDS_MAX} records")
+        del self._known[stranger]
 
     def _same_stamp(self, envelope: Envelope, held: Stamp) -> bool:
         try:
@@ -245,6 +258,8 @@ class PeerBook:
             return entry.serve
         record = self.record(node)
         for address in record.addresses if record else ():
+            if not address.serve_port:
+                continue
             for host in self._hosts(node, address.ip):
                 return hostport(host, address.serve_port)
         return ""

@@ -33,6 +33,7 @@ class OwnWord:
         self.models: tuple[ServedModel, ...] = ()  # as in the newest record
         self.link_port = 0  # as bound; what the world sees may differ (advertise_ports)
         self.join_port = 0
+        self.serve_port = split(section.serve)[1]
 
     def stamp(self) -> Stamp:
         """Return the next stamp."""
@@ -48,7 +49,7 @@ class OwnWord:
         self.models = models
         ports = self._section.advertise_ports
         link = ports.link if ports else self.link_port
-        serve = ports.serve if ports else split(self._section.serve)[1]
+        serve = ports.serve if ports else self.serve_port
         join = ports.join if ports else self.join_port
         record = NodeRecord(
             node=self._identity.node,

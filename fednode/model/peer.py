@@ -33,9 +33,9 @@ class PeerState(StrEnum):
 class Address:
     """Where a node says it can be reached. An IP literal and the ports of its listeners; a hint, never an identity."""
 
-    ip: str
+    ip: str  # or a name; empty: wherever it was reached
     link_port: int
-    serve_port: int
+    serve_port: int  # 0: it serves nobody
     join_port: int
 
 

@@ -47,6 +47,7 @@ _COMMON: Final[tuple[tuple[str, int], ...]] = (
 _SERVER: Final = (
     *_COMMON,
     ("grpc.max_concurrent_streams", 4),
+    ("grpc.server_handshake_timeout_ms", 5_000),  # a stranger may not hold a half-open socket longer
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.so_reuseport", 0),  # two nodes on one port is an operator's mistake, not load balancing
 )

@@ -5,6 +5,7 @@ refused without having been parsed, and a kind that a later version adds is pass
 """
 
 import hashlib
+import math
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -260,7 +261,9 @@ def _load(message: pb.Load) -> LoadReport:
 
 
 def _clip(value: float | None, top: int, *, scale: int = 1) -> int | None:
-    return None if value is None else max(0, min(top, int(value * scale)))
+    if value is None or not math.isfinite(value):
+        return None  # what cannot be measured is unknown
+    return max(0, min(top, int(value * scale)))
 
 
 def _from_row(row: LoadRow) -> pb.EngineLoad:

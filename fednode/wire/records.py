@@ -130,14 +130,17 @@ def open_node_cert(envelope: Envelope, *, network: bytes, node: NodeId, inc: int
 
 
 def seal_record(record: NodeRecord, *, network: bytes, by: Statement) -> Envelope:
-    """Return `record` signed by its node. Raises `WireError` when it breaks a limit of the protocol itself."""
+    """Return `record` signed by its node. Raises `WireError` when its names or addresses break the protocol.
+
+    A model whose id cannot be sent is left out: engines choose ids, and one odd name must not silence a node.
+    """
     message = pb.NodeRecord(
         at=pb.Stamp(inc=record.at.inc, ver=record.at.ver),
         collective=key_bytes(by.root),
         node_cert=from_envelope(by.node_cert),
         tls_cert=record.tls_certs,
         addrs=[_from_address(address) for address in record.addresses[: limits.ADDRESSES_MAX]],
-        models=[_from_model(model) for model in record.models[: limits.MODELS_MAX]],
+        models=[_from_model(model) for model in record.models if _sendable(model)][: limits.MODELS_MAX],
         name=limits.check_name(record.name),
         city=limits.check_name(record.city),
         proto_min=PROTO_MIN,
@@ -213,10 +216,18 @@ def _to_address(addr: pb.Addr) -> Address:
     if len(addr.ip) not in {0, 4, 16}:
         raise WireError("address", "neither IPv4 nor IPv6")
     ports = (addr.link_port, addr.data_port, addr.join_port)
-    if not all(1 <= port <= 65_535 for port in ports):
-        raise WireError("address", "ports are 1 to 65535")
+    if not all(port <= 65_535 for port in ports) or 0 in {addr.link_port, addr.join_port}:
+        raise WireError("address", "ports are 1 to 65535")  # only the data port may be 0: it serves nobody
     name = limits.check_name(addr.name, chars_max=limits.HOST_CHARS_MAX)
     return Address(str(ipaddress.ip_address(addr.ip)) if addr.ip else name, *ports)
+
+
+def _sendable(model: ServedModel) -> bool:
+    try:
+        limits.check_name(model.id, chars_max=limits.MODEL_ID_CHARS_MAX)
+    except WireError:
+        return False
+    return bool(model.id) and 0 <= model.engine < ROWS_MAX
 
 
 def _from_model(model: ServedModel) -> pb.Model:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 import httptools
 
@@ -180,12 +180,11 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  # a stream transport by construction
-        self._transport = transport
-        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own class, which is not a subclass
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         self._all.add(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # the reason changes nothing
+    def connection_lost(self, exc: Exception | None) -> None:  # the reason changes nothing
         """Hear that the client hung up: whatever runs for it is cancelled now."""
         self._all.discard(self)
         self._closing = True

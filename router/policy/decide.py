@@ -3,10 +3,11 @@
 The same function runs again, on a fresh snapshot, before every attempt; a plan is the intention of one instant.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from fednode.model.kv import need_tokens
 from fednode.model.ports import Rng
 from fednode.model.snapshot import FleetSnapshot
 from router.model.plan import Cost, Gate, Pick, Plan, ProviderView, Standing, Step
@@ -40,6 +41,10 @@ SAMPLE: Final = 2  # two random choices beat the stale minimum (routing.md 1.3)
 BID_FACTOR: Final = 1.5  # what we accept over our own estimate ...
 BID_MARGIN_S: Final = 0.25  # ... and a margin for short requests
 BID_HOME_FACTOR: Final = 1.1  # never more than home would cost, plus hysteresis
+# looked up once: reading a member off an Enum class costs more than a gate does
+_HOME: Final = Tier.HOME
+_PEER: Final = Tier.PEER
+_COMMERCIAL: Final = Tier.COMMERCIAL
 RETRY_AFTER_S: Final = 5  # when nobody can say: an engine's restart is seen, and a report arrives, well within it
 
 WAITING_HELPS: Final = frozenset(
@@ -182,6 +187,9 @@ def _ask(
         reserve=request.output_tokens if request.max_tokens is None else request.max_tokens,
         now=snapshot.now,
         city=snapshot.me.city,
+        need_tokens=need_tokens(
+            prompt_tokens=request.prompt_tokens, output_tokens=request.output_tokens, block_size=None
+        ),
         draining=snapshot.draining,
         offline=policy.settings.offline,
         price_cap_usd=policy.settings.price_cap_usd,
@@ -196,20 +204,20 @@ def _sift_boxes(sorting: _Sorting, book: Book) -> dict[int, list[tuple[Place, li
         if isinstance(found, Gate):
             sorting.refused[place.key] = found
             continue
-        for group, offers in _by_group(sorting.ask, found):
+        if len(found) == 1:
+            groups.setdefault(group_of(sorting.ask, found[0]), []).append((place, found))
+            continue
+        for group, offers in _by_group(sorting.ask, found).items():
             groups.setdefault(group, []).append((place, offers))
     return groups
 
 
-def _by_group(ask: Ask, offers: list[Offer]) -> Iterator[tuple[int, list[Offer]]]:
-    """Yield offers together with those of equal preference."""
-    if len(offers) == 1:
-        yield group_of(ask, offers[0]), offers
-        return
+def _by_group(ask: Ask, offers: list[Offer]) -> dict[int, list[Offer]]:
+    """Return offers together with those of equal preference."""
     found: dict[int, list[Offer]] = {}
     for offer in offers:
         found.setdefault(group_of(ask, offer), []).append(offer)
-    yield from found.items()
+    return found
 
 
 def _sift_providers(sorting: _Sorting, book: Book) -> list[_Scored]:
@@ -226,7 +234,8 @@ def _sift_providers(sorting: _Sorting, book: Book) -> list[_Scored]:
             usd = price_usd(offer, prompt_tokens=request.prompt_tokens, output_tokens=request.output_tokens)
             cost = provider_cost(usd)
             found.append((group_of(ask, offer), _Scored(place, offer, cost, cost.total_s, comparable=False)))
-    found.sort(key=lambda entry: (entry[0], entry[1].cost.usd))
+    if len(found) > 1:
+        found.sort(key=lambda entry: (entry[0], entry[1].cost.usd))
     for _, scored in found:
         sorting.costs.setdefault(scored.place.key, scored.cost)
     return [scored for _, scored in found]
@@ -237,7 +246,7 @@ def _add_boxes(sorting: _Sorting, group: list[tuple[Place, list[Offer]]]) -> Non
     home: list[_Scored] = []
     peers: list[tuple[Place, list[Offer]]] = []
     for place, offers in group:
-        if place.tier is Tier.HOME:
+        if place.tier is _HOME:
             home.append(_score(sorting, place, offers))
         else:
             peers.append((place, offers))
@@ -252,18 +261,20 @@ def _add_boxes(sorting: _Sorting, group: list[tuple[Place, list[Offer]]]) -> Non
     chain = _order(sorting, home, away)
     home_s = home[0].total_s if home else None
     is_first = not sorting.steps
-    stayed = chain[0][0].place.tier is Tier.HOME
+    stayed = chain[0][0].place.tier is _HOME
     if is_first:
         _append(sorting, chain, home_s, STEPS_MAX)
     else:  # a less wanted path or model: one attempt, not a second plan
         why = "other_path" if sorting.ask.ranks is None else "next_in_alias"
         _append(sorting, [(scored, why) for scored, _ in chain], home_s, 1)
     for scored in (*home, *away):
+        key = scored.place.key
+        if key in sorting.refused or any(step.target.key == key for step in sorting.steps):
+            continue
         if not is_first and sorting.ask.ranks is None:
-            left = Pick.OTHER_PATH
+            sorting.refused[key] = Pick.OTHER_PATH
         else:
-            left = Pick.STAYED_HOME if stayed and scored.place.tier is Tier.PEER else Pick.COST
-        sorting.refused.setdefault(scored.place.key, left)  # those in the steps are taken out again at the end
+            sorting.refused[key] = Pick.STAYED_HOME if stayed and scored.place.tier is _PEER else Pick.COST
 
 
 def _append(sorting: _Sorting, chain: list[tuple[_Scored, str]], home_s: float | None, most: int) -> None:
@@ -272,14 +283,14 @@ def _append(sorting: _Sorting, chain: list[tuple[_Scored, str]], home_s: float |
     peers = _peers_tried(sorting.ask)
     keys = {step.target.key for step in steps}
     if steps:
-        peers += sum(1 for step in steps if step.target.tier is Tier.PEER)
+        peers += sum(1 for step in steps if step.target.tier is _PEER)
     for scored, why in chain:
         if most == 0 or len(steps) >= STEPS_MAX:
             return
         if scored.place.key in keys:
             continue
         keys.add(scored.place.key)
-        if scored.place.tier is Tier.PEER:
+        if scored.place.tier is _PEER:
             if peers >= PEERS_MAX:
                 continue
             peers += 1
@@ -365,15 +376,13 @@ def _price(sorting: _Sorting, place: Place, offer: Offer) -> _Scored:
     ask, policy = sorting.ask, sorting.policy
     ours = policy.standing.get(place.key, NOBODY_YET)
     new_tokens = max(1, ask.request.prompt_tokens - ask.request.hits.get(place.key, 0))
-    need_tokens = need_at(ask, offer)
+    need = need_at(ask, offer)
     tune = policy.settings.cost
-    if place.tier is Tier.HOME:
-        cost = home_cost(offer.figures, ours, tune, new_tokens=new_tokens, need_tokens=need_tokens)
+    if place.tier is _HOME:
+        cost = home_cost(offer.figures, ours, tune, new_tokens=new_tokens, need_tokens=need)
         return _Scored(place, offer, cost, cost.total_s, comparable=True)
     age_s = _age_s(ask, place)
-    cost = peer_cost(
-        offer.figures, ours, tune, new_tokens=new_tokens, need_tokens=need_tokens, age_s=age_s, rtt_s=place.rtt_s
-    )
+    cost = peer_cost(offer.figures, ours, tune, new_tokens=new_tokens, need_tokens=need, age_s=age_s, rtt_s=place.rtt_s)
     return _Scored(place, offer, cost, cost.total_s, comparable=load_is_known(offer.figures, age_s=age_s))
 
 
@@ -391,7 +400,7 @@ def _in_time(sorting: _Sorting, found: list[_Scored]) -> list[_Scored]:
 
 def _step(sorting: _Sorting, scored: _Scored, home_s: float | None, why: str) -> Step:
     """Return the attempt; at a peer with the highest cost we accept there."""
-    if scored.place.tier is not Tier.PEER:
+    if scored.place.tier is not _PEER:
         return Step(target=scored.offer.target, cost=scored.cost, bid_s=scored.total_s, why=why)
     cost = scored.cost
     limit_s = BID_FACTOR * scored.total_s + BID_MARGIN_S
@@ -441,7 +450,7 @@ def _plan(sorting: _Sorting, verdict: PathVerdict) -> Plan:
 
 def _left_the_path(ask: Ask, first: Step) -> bool:
     """Tell whether the path wanted had nobody, so that the other one leads."""
-    return ask.wanted is not None and first.target.tier is not Tier.COMMERCIAL and first.target.path is not ask.wanted
+    return ask.wanted is not None and first.target.tier is not _COMMERCIAL and first.target.path is not ask.wanted
 
 
 def _why_nobody(sorting: _Sorting) -> tuple[str, int]:

@@ -21,7 +21,15 @@ from router.policy.book import Offer, Place
 
 REPORT_AGE_MAX_S: Final = 30.0  # an older report says nothing about now (routing.md 5.4)
 DOUBT_CONTEXT_TOKENS: Final = 4_096  # a peer that does not say its window is asked only what nearly any window holds
+# looked up once: reading a member off an Enum class costs more than a gate does
+_HOME: Final = Tier.HOME
+_PEER: Final = Tier.PEER
+_COMMERCIAL: Final = Tier.COMMERCIAL
 NO_GROUP: Final = -1
+_GUEST: Final = Trust.GUEST
+_WIDEST: Final = Privacy.COMMERCIAL
+_EMBEDDINGS: Final = Capability.EMBEDDINGS
+_MODEL: Final = Gate.MODEL
 _USD_PER_MTOK: Final = 1e-6
 
 NOBODY_YET: Final = Standing()
@@ -45,6 +53,7 @@ class Ask:
     prompt_low: int  # tokens, less the estimate's error
     prompt_high: int  # tokens, plus the estimate's error
     reserve: int  # output tokens that must fit into the window
+    need_tokens: int  # KV it will hold at its end, not yet in whole blocks
     now: Instant
     city: str
     draining: bool
@@ -69,10 +78,11 @@ def group_of(ask: Ask, offer: Offer) -> int:
 
 def need_at(ask: Ask, offer: Offer) -> int:
     """Return the KV tokens the request will hold there, in whole blocks where the block size is known."""
+    block_size = offer.target.block_size
+    if not block_size:
+        return ask.need_tokens
     return need_tokens(
-        prompt_tokens=ask.request.prompt_tokens,
-        output_tokens=ask.request.output_tokens,
-        block_size=offer.target.block_size,
+        prompt_tokens=ask.request.prompt_tokens, output_tokens=ask.request.output_tokens, block_size=block_size
     )
 
 
@@ -97,24 +107,24 @@ def beyond_privacy(ask: Ask, place: Place, _: Standing) -> bool:
 
 def below_trust(ask: Ask, place: Place, _: Standing) -> bool:
     """Gate 4: trusted less than the member asks for; `known` never gets prompts, whatever the member says."""
-    return place.tier is Tier.PEER and (place.trust < ask.request.member.min_trust or place.trust < Trust.GUEST)
+    return place.tier is _PEER and (place.trust < ask.request.member.min_trust or place.trust < _GUEST)
 
 
 def without_consent(ask: Ask, place: Place, _: Standing) -> bool:
     """Gate 5: a provider, and the member's key carries no consent to one."""
-    return place.tier is Tier.COMMERCIAL and ask.request.member.privacy < Privacy.COMMERCIAL
+    return place.tier is _COMMERCIAL and ask.request.member.privacy < _WIDEST
 
 
 def off_the_island(ask: Ask, place: Place, _: Standing) -> bool:
     """Gate 6: city-only mode, and this is a provider or in another city."""
-    if not ask.offline or place.tier is Tier.HOME:
+    if not ask.offline or place.tier is _HOME:
         return False
-    return place.tier is Tier.COMMERCIAL or place.city != ask.city
+    return place.tier is _COMMERCIAL or place.city != ask.city
 
 
 def out_of_hops(ask: Ask, place: Place, _: Standing) -> bool:
     """Gate 7: it came from a peer, so only our own engines may serve it."""
-    return ask.request.hops_left < 1 and place.tier is not Tier.HOME
+    return ask.request.hops_left < 1 and place.tier is not _HOME
 
 
 def not_the_model(ask: Ask, offer: Offer, _: Standing) -> bool:
@@ -133,10 +143,10 @@ def incapable(ask: Ask, offer: Offer, _: Standing) -> bool:
     """Gate 10: it lacks what the request needs, or may not be sent what would change the answer."""
     if not ask.needs <= offer.capabilities:
         return True
-    if offer.target.tier is Tier.PEER:
+    if offer.target.tier is _PEER:
         return bool(ask.request.peer_keys_bad)
     # a provider's list does not say which of its models embed: only the member who names one knows
-    return offer.list_price is not None and ask.ranks is None and Capability.EMBEDDINGS in ask.needs
+    return offer.list_price is not None and ask.ranks is None and _EMBEDDINGS in ask.needs
 
 
 def beyond_context(ask: Ask, offer: Offer, _: Standing) -> bool:
@@ -145,10 +155,10 @@ def beyond_context(ask: Ask, offer: Offer, _: Standing) -> bool:
     At home only what exceeds it for certain is refused: our own engine counts exactly and says so before it works.
     """
     window = offer.target.max_model_len
-    if offer.target.tier is Tier.HOME:
+    if offer.target.tier is _HOME:
         return window is not None and ask.prompt_low + ask.reserve > window
     if window is None:
-        if offer.target.tier is Tier.COMMERCIAL:
+        if offer.target.tier is _COMMERCIAL:
             return False
         window = DOUBT_CONTEXT_TOKENS
     return ask.prompt_high + ask.reserve > window
@@ -160,7 +170,7 @@ def beyond_kv(ask: Ask, offer: Offer, ours: Standing) -> bool:
     need = need_at(ask, offer)
     if figures.kv_total_tokens is not None and need > figures.kv_total_tokens:
         return True
-    if offer.target.tier is not Tier.PEER or not figures.waiting or figures.kv_free_tokens is None:
+    if offer.target.tier is not _PEER or not figures.waiting or figures.kv_free_tokens is None:
         return False
     return need > figures.kv_free_tokens - ours.inflight_kv_tokens
 
@@ -172,7 +182,7 @@ def in_no_state(_: Ask, place: Place, __: Standing) -> bool:
 
 def report_too_old(ask: Ask, place: Place, _: Standing) -> bool:
     """Gate 14: a peer that has not reported within 30 s."""
-    if place.tier is not Tier.PEER:
+    if place.tier is not _PEER:
         return False
     return place.heard_at is None or ask.now - place.heard_at > REPORT_AGE_MAX_S
 
@@ -184,7 +194,7 @@ def does_not_accept(_: Ask, place: Place, __: Standing) -> bool:
 
 def drains(ask: Ask, place: Place, _: Standing) -> bool:
     """Gate 16: it finishes what runs and takes nothing new; at home by local order."""
-    return place.draining or (ask.draining and place.tier is Tier.HOME)
+    return place.draining or (ask.draining and place.tier is _HOME)
 
 
 def quarantined(_: Ask, __: Place, ours: Standing) -> bool:
@@ -199,7 +209,7 @@ def circuit_open(_: Ask, __: Place, ours: Standing) -> bool:
 
 def peer_quota_used(_: Ask, place: Place, ours: Standing) -> bool:
     """Gate 20: the peer told us to wait, and the time is not over."""
-    return place.tier is Tier.PEER and ours.wait_until_s > 0
+    return place.tier is _PEER and ours.wait_until_s > 0
 
 
 def over_budget(ask: Ask, offer: Offer, left_usd: float) -> bool:
@@ -214,7 +224,7 @@ def over_price(ask: Ask, offer: Offer) -> bool:
 
 def limited(_: Ask, place: Place, ours: Standing) -> bool:
     """Gate 21c: an engine or provider answered 429, and its window is still open."""
-    if place.tier is Tier.PEER:
+    if place.tier is _PEER:
         return False
     return ours.wait_until_s > 0 or (place.provider is not None and place.provider.limited_for_s > 0)
 
@@ -262,17 +272,17 @@ def _for_tier(gates: tuple[tuple[Gate, PlaceGate], ...], *others: Gate) -> tuple
 
 
 _BY_TIER: Final = {
-    tier.value: tuple(_for_tier(gates, *others) for gates in (FIRST_GATES, PLACE_GATES, LAST_GATES))
+    tier: tuple(_for_tier(gates, *others) for gates in (FIRST_GATES, PLACE_GATES, LAST_GATES))
     for tier, others in (
         (
-            Tier.HOME,
+            _HOME,
             (
                 Gate.PRIVACY, Gate.TRUST, Gate.CONSENT, Gate.OFFLINE, Gate.HOPS, Gate.REPORT, Gate.ACCEPT,
                 Gate.PEER_QUOTA,
             ),
         ),
-        (Tier.PEER, (Gate.CONSENT, Gate.LIMITED)),
-        (Tier.COMMERCIAL, (Gate.TRUST, Gate.REPORT, Gate.ACCEPT, Gate.DRAIN, Gate.PEER_QUOTA)),
+        (_PEER, (Gate.CONSENT, Gate.LIMITED)),
+        (_COMMERCIAL, (Gate.TRUST, Gate.REPORT, Gate.ACCEPT, Gate.DRAIN, Gate.PEER_QUOTA)),
     )
 }  # fmt: skip
 """The same gates in the same order, less those that let the tier pass by their own words: they need not be asked."""
@@ -281,7 +291,7 @@ ORDER: Final = {gate: number for number, gate in enumerate(Gate)}
 
 def sift(ask: Ask, place: Place, ours: Standing) -> Gate | list[Offer]:
     """Return the offers that may serve, or the first gate that refuses them all (of several, the one got farthest)."""
-    first, middle, last = _BY_TIER[place.tier.value]
+    first, middle, last = _BY_TIER[place.tier]
     for gate, refuses in first:
         if refuses(ask, place, ours):
             return gate
@@ -307,7 +317,7 @@ def sift(ask: Ask, place: Place, ours: Standing) -> Gate | list[Offer]:
 def _by_model(ask: Ask, place: Place, ours: Standing) -> tuple[list[Offer], Gate]:
     """Return the offers that pass gates 8-12, and the farthest gate the others reached."""
     passed: list[Offer] = []
-    farthest = Gate.MODEL
+    farthest = _MODEL
     for offer in place.offers:
         for gate, refuses in MODEL_GATES:
             if refuses(ask, offer, ours):

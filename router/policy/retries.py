@@ -32,6 +32,11 @@ class RetryBudget:
         self._retries += 1
         return True
 
+    def left(self, now: Instant) -> int:
+        """Return how many retries the budget allows now."""
+        self._row(now)
+        return max(0, max(FLOOR, int(SHARE * self._requests)) - self._retries)
+
     def _row(self, now: Instant) -> list[int]:
         """Return the current second's row, with everything older than the window gone."""
         second = int(now // 1)

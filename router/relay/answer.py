@@ -87,7 +87,7 @@ def lost_for_good(loss: Loss, attempts: list[AttemptSummary]) -> RequestError:
         # an upstream's own wording ("quota", "billing") would make some clients give up for good
         return RequestError(
             "server error: overloaded, every upstream is at its limit; please retry",
-            status=503 if loss.status != 429 else 429,  # noqa: PLR2004
+            status=503 if loss.status != 429 else 429,
             kind="server_error",
             code="overloaded",
             retry_after_s=math.ceil(wait_s),
@@ -116,16 +116,7 @@ class _Outer(msgspec.Struct):
 
 def _passed_on(loss: Loss, code: str | None) -> RequestError:
     """Return an upstream's word about the request itself, in the client's dialect."""
-    fields = _Fields(message=loss.detail)
-    for kind in (_Outer, _Fields):
-        try:
-            found = msgspec.json.decode(loss.body, type=kind)
-        except (msgspec.DecodeError, RecursionError):
-            continue
-        inner = found.error if isinstance(found, _Outer) else found
-        if inner is not None and inner.message:
-            fields = inner
-            break
+    fields = _outer_or_inner(loss.body) or _Fields(message=loss.detail)
     if code is None and isinstance(fields.code, str):
         code = fields.code
     return RequestError(
@@ -135,3 +126,12 @@ def _passed_on(loss: Loss, code: str | None) -> RequestError:
         param=fields.param,
         kind=fields.type if fields.type and "invalid" in fields.type else "invalid_request_error",
     )
+
+
+def _outer_or_inner(body: bytes) -> _Fields | None:
+    """Return the error in a body: `{"error": {...}}` as HTTP answers carry it, or the bare object of an error event."""
+    try:
+        inner = msgspec.json.decode(body, type=_Outer).error or msgspec.json.decode(body, type=_Fields)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return inner if inner.message else None

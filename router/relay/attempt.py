@@ -63,7 +63,8 @@ class Attempt:
     ) -> None:
         """`on_content` is called once, before the first content goes out, with its length in bytes (None: a stream):
         it writes the head. `dead` is asked after so many seconds of silence and returns why the upstream is known to
-        be dead, or "": what is dead is not waited for."""
+        be dead, or "": what is dead is not waited for.
+        """
         self._loop = asyncio.get_running_loop()
         self._order = order
         self._out = out
@@ -241,7 +242,7 @@ class Attempt:
 
 def _seconds(text: str) -> float | None:
     """Return a Retry-After in seconds, or None when it is none (dates are not used between machines)."""
-    return float(text) if text.isdecimal() and len(text) <= 6 else None  # noqa: PLR2004  # 11 days
+    return float(text) if text.isdecimal() and len(text) <= 6 else None  # 11 days
 
 
 def _peer_answer(loss: Loss, answer: str) -> Loss:

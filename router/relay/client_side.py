@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fednode.model.ids import NodeId
+from fednode.model.peer import Quota, Trust
 from fednode.model.units import Instant
 from router.model.request import Member, Surface
 from router.upstreams.base import Call
@@ -78,4 +79,16 @@ class Exchanger(Protocol):
 
     async def serve(self, arrival: Arrival, out: ClientSide) -> None:
         """Serve one request to its end. Never raises for what a request or an upstream does."""
+        ...
+
+
+class Visitors(Protocol):
+    """What is known of the peers that send requests."""
+
+    def trust_of(self, node: NodeId) -> Trust:
+        """Return how far this node's operator trusts it."""
+        ...
+
+    def quota_of(self, node: NodeId) -> Quota:
+        """Return what peers.toml grants it; None in a field = nothing said."""
         ...

@@ -221,9 +221,9 @@ def error_loss(body: bytes, *, status: int, retry_after_s: float | None = None) 
             kind = LossKind.CONTEXT
         return Loss(kind, Culprit.CLIENT, _line(message), status or 400, body=body)
     detail = _line(message) or (f"HTTP {status}" if status else "an error event")
-    if status == 404:  # noqa: PLR2004
+    if status == 404:
         return Loss(LossKind.STALE, Culprit.UPSTREAM, detail, status)
-    if status == 429 or (status in {503, 529} and retry_after_s is not None):  # noqa: PLR2004
+    if status == 429 or (status in {503, 529} and retry_after_s is not None):
         return Loss(LossKind.LIMITED, Culprit.UPSTREAM, detail, status, retry_after_s)
     if status == 0:
         return Loss(LossKind.ERROR_EVENT, Culprit.UPSTREAM, detail)

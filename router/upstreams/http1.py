@@ -4,7 +4,7 @@ import asyncio
 import ssl
 from collections import deque
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import httptools
 
@@ -98,8 +98,7 @@ class EngineConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  # a stream transport by construction
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own class, which is not a subclass
 
     def data_received(self, data: bytes) -> None:
         """Parse, and hand over what came in one piece."""
@@ -143,7 +142,7 @@ class EngineConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Pass the head on; 1xx is none of ours."""
         status = self._parser.get_status_code()
-        if status < 200:  # noqa: PLR2004  # informational
+        if status < 200:  # informational
             self._headers = {}
             return
         self._status_seen = True
@@ -189,7 +188,7 @@ class EngineConnection(asyncio.Protocol):
 class PendingCall:
     """One attempt's `Call`: from asking for a connection to the last byte heard."""
 
-    __slots__ = ("_connection", "_hearing", "_heard", "_paused", "_pool", "_request", "connecting")
+    __slots__ = ("_connection", "_heard", "_hearing", "_paused", "_pool", "_request", "connecting")
 
     def __init__(self, pool: "EnginePool", request: bytes, hearing: Hearing) -> None:
         self._pool = pool

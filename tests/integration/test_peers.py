@@ -5,7 +5,7 @@ import random
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from fednode.model.engine import Path as ModelPath
 from fednode.model.errors import LinkError
 from fednode.model.load import LoadRow
 from fednode.model.peer import PeerState, PeerView, ServedModel, Trust
+from fednode.model.ports import Clock
+from fednode.model.units import Instant
 from fednode.net.clock import SystemClock
 
 PATIENCE_S = 15.0
@@ -44,7 +46,7 @@ class Box:
         ServedModel(0, "tiny", ModelPath.SLOW, 4096, 2560, frozenset({Capability.CHAT}), "ab" * 32),
     )
     allow_private: bool = True
-    clock: SystemClock = field(default_factory=SystemClock)
+    clock: Clock = field(default_factory=SystemClock)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     watch: PeerWatch | None = None
     _dir: DataDir | None = None
@@ -59,10 +61,11 @@ class Box:
         assert self.watch is not None
         return self.watch
 
-    def lists(self, *entries: tuple["Box", str], addresses: bool = True) -> None:
+    def lists(self, *entries: tuple["Box", str], addresses: bool = True, link: int = 0) -> None:
         text = ""
         for box, trust in entries:
             where = f'addresses = ["127.0.0.1:{box.join_port}"]\n' if addresses else ""
+            where += f'link = "127.0.0.1:{link}"\n' if link else ""
             text += f'[[peer]]\nname = "{box.name}"\nnode = "{box.node}"\ntrust = "{trust}"\n{where}'
         (self.home / "peers.toml").write_text(text)
 
@@ -148,6 +151,59 @@ async def boxes(tmp_path: Path) -> AsyncIterator[Make]:
         yield make
 
 
+class Wire:
+    """A TCP wire to a port on loopback that can be frozen: nothing is lost, nothing arrives."""
+
+    def __init__(self, stack: AsyncExitStack, port: int) -> None:
+        self._stack = stack
+        self._port = port
+        self.flows = asyncio.Event()
+        self.flows.set()
+
+    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65_536):
+                await self.flows.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        except OSError:
+            writer.close()
+            return
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._pipe(reader, far_writer))
+            tasks.create_task(self._pipe(far_reader, writer))
+
+    async def start(self) -> int:
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+
+        async def stop() -> None:
+            self.flows.set()
+            server.close()
+            await server.wait_closed()
+
+        self._stack.push_async_callback(stop)
+        return int(server.sockets[0].getsockname()[1])
+
+
+class Decades:
+    """A clock that is wrong by decades, in both its readings."""
+
+    def __init__(self, offset_s: float) -> None:
+        self._real = SystemClock()
+        self._offset_s = offset_s
+
+    def now(self) -> Instant:
+        return Instant(self._real.now() + self._offset_s)
+
+    def wall_s(self) -> float:
+        return self._real.wall_s() + self._offset_s
+
+
 async def peered(*all_boxes: Box, trust: str = "partner") -> None:
     for box in all_boxes:
         box.lists(*((other, trust) for other in all_boxes if other is not box))
@@ -190,10 +246,41 @@ async def test_a_peer_that_dies_is_avoided_within_four_seconds_and_returns_by_it
     await c.sees(b, PeerState.ALIVE, within_s=20.0)
 
 
+async def test_a_frozen_peer_is_avoided_after_its_silence_and_trusted_again_with_its_first_frame(boxes: Make) -> None:
+    a, b = boxes("aix"), boxes("bonn")
+    async with AsyncExitStack() as stack:
+        to_a, to_b = Wire(stack, a.link_port), Wire(stack, b.link_port)
+        a.lists((b, "partner"), link=await to_b.start())
+        b.lists((a, "partner"), link=await to_a.start())
+        await a.start()
+        await b.start()
+        await a.sees(b, PeerState.ALIVE)
+        await b.sees(a, PeerState.ALIVE)
+        to_a.flows.clear()
+        to_b.flows.clear()
+        assert await a.sees(b, PeerState.AVOID) <= 4.0
+        assert a.view(b).reason == "silent for 2.3 s"
+        assert a.view(b).linked
+        to_a.flows.set()
+        to_b.flows.set()
+        assert await a.sees(b, PeerState.ALIVE) <= 2.0
+        await a.stop()
+        await b.stop()
+
+
+async def test_clocks_that_are_decades_apart_change_nothing(boxes: Make) -> None:
+    a, b = boxes("aix"), boxes("bonn")
+    a.clock, b.clock = Decades(-40 * 365 * 86_400.0), Decades(25 * 365 * 86_400.0)
+    await peered(a, b)
+    heard_at = a.view(b).heard_at
+    assert heard_at is not None
+    assert 0 <= a.clock.now() - heard_at <= 2.0
+
+
 async def test_a_peer_that_stops_says_so_and_a_restart_needs_no_introduction(boxes: Make) -> None:
     a, b = boxes("aix"), boxes("bonn")
     await peered(a, b)
-    await b.until(lambda: (b.home / "data" / "peers.cache").exists())
+    await b.until((b.home / "data" / "peers.cache").exists)
     await b.stop()
     await a.sees(b, PeerState.DOWN)
     assert a.view(b).reason.startswith("it was stopped by its operator")

@@ -26,7 +26,7 @@ from tests.fakes.candidates import NOW, engine, fleet, peer, provider, request
 
 MODELS = ("big-model", "small-model", "other-model")
 NAMES = ("auto", "fast", "big", "coder", *MODELS, "acme-large", "nobody-has-it")
-ALIAS = {"coder": ("big-model", "acme-large", "small-model")}
+ALIAS: dict[str, tuple[str, ...]] = {"coder": ("big-model", "acme-large", "small-model")}
 NARROW_GATES = {Gate.PRIVACY, Gate.TRUST, Gate.CONSENT, Gate.OFFLINE, Gate.HOPS}
 
 count = st.integers(0, 200_000) | st.none()
@@ -107,7 +107,7 @@ def requests(draw: st.DrawFn) -> Request:
         draw(st.sampled_from(NAMES)),
         privacy=draw(st.sampled_from([privacy for privacy in Privacy if privacy <= widest])),
         member_privacy=widest,
-        min_trust=draw(mostly(Trust.GUEST, *Trust)),
+        min_trust=draw(st.sampled_from(Trust)),
         prompt_tokens=draw(st.integers(0, 2_000) | st.integers(0, 60_000)),
         max_tokens=draw(mostly(None, 16, 2_000, 40_000)),
         deadline_at=Instant(NOW + draw(mostly(3_600.0, 0.1, 5.0))),
@@ -264,6 +264,7 @@ def test_the_same_question_gets_the_same_plan(
     assert plan_for(asked, snapshot, policy, seed) == plan_for(asked, snapshot, policy.at(snapshot), seed)
 
 
+KEYS: Final = ("peer/0", "peer/1", "peer/2")
 NOTHING: Final = {"new_tokens": 0, "kv_tokens": 0, "predicted_ttft_s": 0}
 
 event = st.tuples(
@@ -295,11 +296,11 @@ def test_inflight_is_never_negative_and_nothing_at_the_end_of_any_storm(events: 
         elif sent:
             act = inflight.first_token if what == "first_token" else inflight.ended
             act(*sent[number % len(sent)])
-        for name in ("peer/0", "peer/1", "peer/2"):
+        for name in KEYS:
             sums = inflight.sums(name)
             assert min(sums.requests, sums.unreported, sums.new_tokens, sums.kv_tokens) >= 0
             assert sums.unreported <= sums.requests
-    probe = {key: inflight.dispatch(key, incarnation=6, **NOTHING, now=Instant(now)) for key, _ in sent}
+    probe = {key: inflight.dispatch(key, incarnation=6, **NOTHING, now=Instant(now)) for key in KEYS}
     for key, made in sent:
         inflight.ended(key, made)
     assert all(inflight.sums(key) == Sums(requests=1, unreported=1) for key in probe)  # the sums themselves are 0

@@ -260,3 +260,11 @@ def test_an_unchanged_peer_keeps_its_place_in_the_book() -> None:
     second = book_of(fleet(graz, peer("oslo", load=BUSY)), (), first)
     assert second.away[0] is first.away[0]
     assert second.away[1] != first.away[1]
+
+
+def test_a_third_peer_never_sees_the_prompt() -> None:
+    snapshot = fleet(*(peer(f"p{number}") for number in range(5)))
+    plan = plan_for(request("big", hits={"peer/p4": 500}), snapshot)
+    assert len(keys(plan)) == 2
+    one_lost = plan_for(request("big", hits={"peer/p4": 500}, tried=frozenset({"peer/p0"})), snapshot)
+    assert len(keys(one_lost)) == 1

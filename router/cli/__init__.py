@@ -1,0 +1,1 @@
+"""The command line `fednode`: a module per group of commands."""

@@ -1,0 +1,203 @@
+"""Members' HTTP: which path is what, who asks, how large, and otherwise a fast JSON 404."""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+import msgspec
+
+from fednode.model.ports import Clock
+from fednode.model.snapshot import FleetSnapshot
+from router.listeners.http1 import EarlyAnswer, Incoming, Response, Server
+from router.listeners.models import model_rows
+from router.model.errors import RequestError
+from router.model.plan import ProviderView
+from router.model.request import Member, Surface
+from router.relay.client_side import Arrival, Exchanger
+from router.surfaces.answers import JSON, error_body, error_headers
+
+SURFACES: Final = {surface.value: surface for surface in Surface}
+OPEN_PATHS: Final = frozenset({"/livez", "/readyz"})
+MODELS: Final = "/v1/models"
+DRAIN_RETRY_S: Final = 5
+
+
+class Keys(Protocol):
+    """Who stands behind what a request shows."""
+
+    def member(self, headers: Mapping[str, str]) -> Member:
+        """Return the member; raises `RequestError` (401)."""
+        ...
+
+
+class ClientListener:
+    """Serves members at one address."""
+
+    def __init__(
+        self,
+        *,
+        exchanger: Exchanger,
+        keys: Callable[[], Keys],
+        snapshot: Callable[[], FleetSnapshot],
+        providers: Callable[[], tuple[ProviderView, ...]],
+        readiness: Callable[[], Mapping[str, str]],
+        clock: Clock,
+        body_bytes_max: int,
+    ) -> None:
+        self._exchanger = exchanger
+        self._keys = keys
+        self._snapshot = snapshot
+        self._providers = providers
+        self._readiness = readiness
+        self._clock = clock
+        self._body_bytes_max = body_bytes_max
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server = Server(self)
+        self._stopping = False
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; return the bound port. Raises OSError."""
+        return await self._server.start(host, port)
+
+    async def stop(self, drain_s: float) -> None:
+        """Take no new request, let those under way end within `drain_s`, then break off the rest."""
+        self._stopping = True
+        self._server.stop_listening()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=drain_s)
+        for task in tuple(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1.0)
+        await self._server.stop()
+
+    def break_off(self) -> None:
+        """End what is under way now: the operator asked twice."""
+        for task in tuple(self._tasks):
+            task.cancel()
+
+    # --- Application -------------------------------------------------------------------------------------------
+
+    def body_bytes_max(self) -> int:
+        """Return the largest body read."""
+        return self._body_bytes_max
+
+    def early(self, method: str, path: str, headers: dict[str, str], length: int | None) -> EarlyAnswer | None:
+        """Refuse by the head what need not send its body: unknown paths, strangers, giants; at the end, everything."""
+        try:
+            self._judge(method, path, headers, length)
+        except RequestError as error:
+            return _early(error)
+        return None
+
+    def too_large(self) -> EarlyAnswer:
+        """Answer a body that outgrew the limit."""
+        return _early(self._larger())
+
+    def malformed(self, detail: str) -> EarlyAnswer:
+        """Answer what is not HTTP/1.1."""
+        return _early(RequestError(f"this is not a request this node understands: {detail}", code="bad_http"))
+
+    def handle(self, incoming: Incoming, response: Response) -> asyncio.Task[None] | None:
+        """Answer one request."""
+        surface = SURFACES.get(incoming.path)
+        if surface is None:
+            self._answer_at_once(incoming, response)
+            return None
+        try:
+            member = self._keys().member(incoming.headers)
+        except RequestError as error:  # revoked between head and body
+            _send(_early(error), response)
+            return None
+        arrival = Arrival(surface, incoming.headers, incoming.body, member, self._clock.now())
+        task = asyncio.get_running_loop().create_task(self._exchanger.serve(arrival, response))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # --- parts -------------------------------------------------------------------------------------------------
+
+    def _judge(self, method: str, path: str, headers: Mapping[str, str], length: int | None) -> None:
+        if path in OPEN_PATHS:
+            _require(method, "GET", path)
+            return
+        known = path in SURFACES or path == MODELS or path.startswith(MODELS + "/")
+        if not known:
+            raise RequestError(
+                f"nothing is served at {path[:100]}; this node serves {', '.join([*SURFACES, MODELS])}",
+                status=404,
+                code="not_found",
+            )
+        self._keys().member(headers)
+        _require(method, "POST" if path in SURFACES else "GET", path)
+        if length is not None and length > self._body_bytes_max:
+            raise self._larger()
+        if self._stopping:
+            raise RequestError(
+                "server error: this node is stopping; please retry",
+                status=503,
+                kind="server_error",
+                code="stopping",
+                retry_after_s=DRAIN_RETRY_S,
+            )
+
+    def _larger(self) -> RequestError:
+        limit = self._body_bytes_max
+        return RequestError(
+            f"the request body is larger than {limit} bytes ({limit / 2**20:g} MiB), the most this node reads",
+            status=413,
+            code="body_too_large",
+        )
+
+    def _answer_at_once(self, incoming: Incoming, response: Response) -> None:
+        status, value = 200, b""
+        if incoming.path == "/livez":
+            value = b'{"live":true}'
+        elif incoming.path == "/readyz":
+            missing = dict(self._readiness())
+            status = 503 if missing else 200
+            value = msgspec.json.encode({"ready": not missing, "missing": missing})
+        else:
+            rows = model_rows(self._snapshot(), self._providers(), self._member(incoming))
+            wanted = incoming.path.removeprefix(MODELS).strip("/")
+            if wanted:
+                found = [row for row in rows if row["id"] == wanted]
+                if not found:
+                    answer = _early(
+                        RequestError(
+                            f"the model {wanted[:100]!r} is not served here now", status=404, code="model_not_found"
+                        )
+                    )
+                    response.start(answer.status, answer.headers, len(answer.body))
+                    response.write(answer.body)
+                    response.finish()
+                    return
+                value = msgspec.json.encode(found[0])
+            else:
+                value = msgspec.json.encode({"object": "list", "data": rows})
+        response.start(status, (JSON, ("cache-control", "no-store")), len(value))
+        response.write(value)
+        response.finish()
+
+    def _member(self, incoming: Incoming) -> Member | None:
+        try:
+            return self._keys().member(incoming.headers)
+        except RequestError:
+            return None
+
+
+def _require(method: str, wanted: str, path: str) -> None:
+    if method != wanted:
+        raise RequestError(f"{path} takes {wanted}, not {method}", status=405, code="method_not_allowed")
+
+
+def _send(answer: EarlyAnswer, response: Response) -> None:
+    response.start(answer.status, answer.headers, len(answer.body))
+    response.write(answer.body)
+    response.finish()
+
+
+def _early(error: RequestError) -> EarlyAnswer:
+    request_id = f"req_{secrets.token_hex(12)}"
+    return EarlyAnswer(error.status, error_headers(error, request_id), error_body(error, request_id))
