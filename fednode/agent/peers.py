@@ -11,12 +11,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
+from fednode.agent.notes import Notes
 from fednode.agent.peers_book import PeerBook
 from fednode.agent.peers_dial import Dialler
+from fednode.agent.peers_file import PeersToml
 from fednode.agent.peers_links import Links, OpenLink, Reporter
 from fednode.agent.peers_self import OwnWord
 from fednode.agent.peers_tls import PeerTls
-from fednode.config import FederationSection, NodeSection, load_peers
+from fednode.config import FederationSection, NodeSection
 from fednode.disk import Identity, load_peers_cache, save_peers_cache
 from fednode.identity.envelope import Envelope
 from fednode.membership import hot
@@ -68,7 +70,7 @@ class PeerWatch:
     ) -> None:
         self._section = section
         self._identity = identity
-        self._peers_path = peers_path
+        self._peers_toml = PeersToml(peers_path)
         self._data_dir = data_dir
         self._clock = clock
         self._rng = rng
@@ -78,15 +80,14 @@ class PeerWatch:
         self._settings = settings or MembershipSettings.wan()
         self.started = asyncio.Event()  # set when both listeners are bound
         self._membership = Membership(self._settings)
-        self._book = PeerBook(identity, load_peers(peers_path))
+        self._book = PeerBook(identity, self._peers_toml.read())
         self._own = OwnWord(identity, node, section, data_dir)
         self._dialler = Dialler(self._book, self._own, identity, allow_private=section.allow_private, nonce=_nonce)
-        self._peers_seen = _fingerprint(peers_path)
         self._schedule = hot.Schedule()
         self._links = Links()
         self._dialling: set[NodeId] = set()
         self._tasks: set[asyncio.Task[None]] = set()  # dials, and the links that came of them
-        self._notes: dict[str, str] = {}
+        self._notes = Notes()
         self._views: tuple[PeerView, ...] | None = None
         self._draining = False
         self._unsaved = False
@@ -137,7 +138,7 @@ class PeerWatch:
 
     def notes(self) -> tuple[str, ...]:
         """Return banners for the operator: a bad peers.toml, a peer that contradicts itself, a full disk."""
-        return tuple(self._notes.values())
+        return self._notes.texts()
 
     def trust_of(self, node: NodeId) -> Trust:
         """Return the trust in `node`; a stranger is as good as banned."""
@@ -199,14 +200,13 @@ class PeerWatch:
 
     def reload(self) -> None:
         """Read peers.toml again now. A bad file keeps the old table, and a note says so."""
-        self._peers_seen = _fingerprint(self._peers_path)
         try:
-            peers = load_peers(self._peers_path)
+            peers = self._peers_toml.read()
         except ConfigError as error:
-            self._note("peers.toml", f"{error}; the last good peers.toml stays in force")
+            self._notes.put("peers.toml", f"{error}; the last good peers.toml stays in force")
             self._on_change()
             return
-        self._note("peers.toml", "")
+        self._notes.put("peers.toml", "")
         before = {node: (self._book.trust_of(node), self._book.entry(node)) for node in self._book.nodes()}
         self._book.load(peers)
         self._repin()
@@ -284,7 +284,7 @@ class PeerWatch:
             await asyncio.sleep(self._settings.tick_s)
 
     async def _keep_house(self) -> None:
-        if _fingerprint(self._peers_path) != self._peers_seen:
+        if self._peers_toml.changed():
             self.reload()
         if self._served() != self._own.models:
             self._announce()
@@ -296,13 +296,8 @@ class PeerWatch:
             if not self._book.welcome(node):
                 self._membership.drop(node)
                 self._changed()
-        self._note(
-            "roots",
-            "".join(
-                f"{name} in peers.toml is a whole collective: it is reached once one of its nodes dials us, or list a node"
-                for name in self._book.unreachable_roots()[:1]
-            ),
-        )
+        waiting = ", ".join(self._book.unreachable_roots())
+        self._notes.put("roots", waiting and f"peers.toml: {waiting}: a root is reached once a node of it dials us")
         if self._unsaved:
             self._unsaved = False
             await asyncio.to_thread(self._save, self._book.envelopes())
@@ -310,17 +305,10 @@ class PeerWatch:
     def _save(self, records: tuple[Envelope, ...]) -> None:
         try:
             save_peers_cache(self._data_dir, records)
-            self._note("cache", "")
+            self._notes.put("cache", "")
         except DataDirError as error:
             self._unsaved = True
-            self._note("cache", str(error))
-
-    def _note(self, key: str, text: str) -> None:
-        """Put up a banner for the operator, or take it down when `text` is empty."""
-        if text:
-            self._notes[key] = text
-        else:
-            self._notes.pop(key, None)
+            self._notes.put("cache", str(error))
 
     # ── dialling and being dialled ───────────────────────────────────────────────────────────────────────────────
 
@@ -359,7 +347,7 @@ class PeerWatch:
                 self._changed()
         except WireError as error:
             if error.reason == "equivocation":
-                self._notes[f"equivocation {envelope.signer.hex()}"] = f"{error.args[0]}: was that machine cloned?"
+                self._notes.put(f"equivocation {envelope.signer.hex()}", f"{error}: was that machine cloned?")
             return error.reason == "stale" and self._book.signed_by_friend(envelope)
         return True
 
@@ -476,10 +464,10 @@ class PeerWatch:
         except WireError as error:
             if error.reason != "clone":
                 raise
-            self._note("clone", str(error))
+            self._notes.put("clone", str(error))
             return
         except DataDirError as error:
-            self._note("incarnation", str(error))
+            self._notes.put("incarnation", str(error))
             return
         if jumped:
             self._announce()
@@ -510,12 +498,3 @@ def _ignore(_link: Link, _data: bytes) -> None:
 
 def _nonce() -> bytes:
     return secrets.token_bytes(frames.NONCE_BYTES)
-
-
-def _fingerprint(path: Path) -> tuple[int, int, int] | None:
-    """Return what changes when a file is edited or replaced; None when it is not there."""
-    try:
-        facts = path.stat()
-    except OSError:
-        return None
-    return facts.st_mtime_ns, facts.st_size, facts.st_ino

@@ -103,8 +103,5 @@ def _message(answer: object) -> str:
 
 def admin_of(config: "NodeConfig", *, timeout_s: float = TIMEOUT_S) -> Admin:
     """Return the client for the node of this configuration."""
-    listen = config.admin.listen
-    if listen.startswith(UNIX):
-        listen = f"{UNIX}{config.base / listen.removeprefix(UNIX)}"
     hint = f"is it running? start it with: fednode run --config {config.path}"
-    return Admin(listen, hint, timeout_s=timeout_s)
+    return Admin(config.admin.listen, hint, timeout_s=timeout_s)

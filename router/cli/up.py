@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import shutil
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,7 @@ SIMULATED: Final = "simulated-model"  # its name says so in every answer
 VLLM_READY_S: Final = 900.0  # a tiny model on a CPU takes half a minute, a big one from a slow disk many
 VLLM_CONTEXT_TOKENS: Final = 4096  # a KV cache of 1 GiB holds some such prompts for small models
 HEALTH_S: Final = 2.0
-UP_S: Final = 60.0  # until engines and listeners are there; the daemon itself takes a second
+READY_S: Final = 60.0  # until the first engine is seen; with nothing wrong that takes a second
 LOOK_S: Final = 0.2
 
 _VLLM_ENVIRONMENT: Final[Mapping[str, str]] = {
@@ -81,10 +83,10 @@ def up(
             loaded = replaced(loaded, engine=chosen.engines)
         note("\n".join(chosen.says))
         stop = threading.Event()
-        teller = threading.Thread(target=_tell_when_up, args=(loaded, stop), name="banner", daemon=True)
-        teller.start()
+        # Not before everything listens, and not after it ended: what is printed works as printed.
+        teller = threading.Thread(target=_tell_when_ready, args=(loaded, stop), name="banner", daemon=True)
         try:
-            status = run_daemon(loaded)
+            status = run_daemon(loaded, started=lambda _: teller.start())
         finally:
             stop.set()
     raise typer.Exit(status)
@@ -235,14 +237,13 @@ def _answers(address: str, path: str) -> bool:
         return False
 
 
-def _tell_when_up(config: "NodeConfig", stop: threading.Event) -> None:
-    """Print the banner once the node is ready, or why it is not yet."""
+def _tell_when_ready(config: "NodeConfig", stop: threading.Event) -> None:
+    """Print the banner once the engines are there, or after a minute without them."""
     admin = admin_of(config, timeout_s=HEALTH_S)
-    for _ in range(int(UP_S / LOOK_S)):
+    end_at = time.monotonic() + READY_S
+    while not _ready(admin) and time.monotonic() < end_at:
         if stop.wait(LOOK_S):
             return
-        if _ready(admin):
-            break
     say(*banner(config))
 
 
@@ -266,13 +267,20 @@ def banner(config: "NodeConfig") -> list[str]:
         "  Try it:",
         f"  {curl(api, key)}",
         "",
-        "  Stop it with Ctrl-C. In another terminal: "
-        f"{Path(sys.argv[0]).name if sys.argv[0].endswith('fednode') else 'python -m router'} status --config {config.path}",
+        f"  Stop it with Ctrl-C. In another terminal: {this_command()} status --config {config.path}",
         "",
     ]
     if key:
         lines.insert(-2, f"  Members need a key: fednode key create NAME --config {config.path}")
     return lines
+
+
+def this_command() -> str:
+    """Return how this program was called, so that a line can be copied: not everybody has its folder on the path."""
+    program = sys.argv[0]
+    if not program.endswith("fednode"):
+        return "python -m router"
+    return "fednode" if shutil.which("fednode") else os.path.relpath(program)
 
 
 def curl(api: str, key: str = "") -> str:

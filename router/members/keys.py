@@ -1,7 +1,7 @@
 """Members' keys: ``fk_`` and 256 random bits, kept as a SHA-256 hash, looked up by that hash.
 
 The secret is drawn by the caller; nothing here reaches chance, time or disk. Why a fast hash is enough, and why the
-look-up need not take constant time: decision 0010.
+look-up need not take constant time: decision 0007.
 """
 
 import base64
