@@ -32,7 +32,7 @@ class Child:
         self.log: Final = log
         with log.open("wb") as output:
             try:
-                self._process = subprocess.Popen(
+                self._process = subprocess.Popen(  # noqa: S603  # our own commands, or the operator's
                     list(command),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
@@ -42,7 +42,7 @@ class Child:
                 )
             except OSError as error:
                 raise Failure(f"{name} cannot be started: {command[0]}: {error.strerror}") from error
-        self._guard = subprocess.Popen(
+        self._guard = subprocess.Popen(  # noqa: S603  # a fixed command and a number
             [*_GUARD, str(self._process.pid)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
         )
 

@@ -29,7 +29,7 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Show where a request would go: every candidate with its cost, every refusal with its reason. Nothing is sent."""
-    loaded = load_config(context)
+    loaded = load_config(context, config)
     asked = {"request": _request(file, prompt, model), "surface": surface, "headers": _headers(header or [])}
     answer = admin_of(loaded).post("/admin/v1/explain", asked)
     if as_json:

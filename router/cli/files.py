@@ -1,13 +1,17 @@
-"""The text of a new node's `node.toml` and `peers.toml`: every key an operator may want, with its default and its reason.
+"""The text of a new node's `node.toml` and `peers.toml`: every key an operator may want, with default and reason.
 
 Lines that begin with ``#`` and no blank are settings that may be switched on by removing the ``#``.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+REMARK_COLUMN: Final = 35
+_REMARK: Final = re.compile(r"^(#?\S.*?)[ ]{2,}# (.*)$", re.MULTILINE)
+_OFF: Final = re.compile(r"^#(?=[^\s#])", re.MULTILINE)
 ENGINE_URL: Final = "http://127.0.0.1:8000"  # vLLM's usual port
 
 
@@ -31,9 +35,9 @@ class NodeChoices:
     api_listen: str = "127.0.0.1:8800"
     open: bool = True
     admin_listen: str = "127.0.0.1:8801"
-    listen: str = "0.0.0.0:8802"  # noqa: S104  # mTLS with pinned peers only
-    serve: str = "0.0.0.0:8803"  # noqa: S104  # likewise
-    join: str = "0.0.0.0:8804"  # noqa: S104  # strangers get one fixed refusal
+    listen: str = "0.0.0.0:8802"  # mTLS with pinned peers only
+    serve: str = "0.0.0.0:8803"  # likewise
+    join: str = "0.0.0.0:8804"  # strangers get one fixed refusal
     advertise: tuple[str, ...] = ()
     mdns: bool = True
     allow_private: bool = False
@@ -55,7 +59,7 @@ def _flag(value: bool) -> str:
 
 def node_toml(choices: NodeChoices) -> str:
     """Return the text of node.toml."""
-    return _HEAD.format(
+    head = _HEAD.format(
         name=text_of(choices.name),
         collective=text_of(choices.collective),
         city=text_of(choices.city),
@@ -69,7 +73,18 @@ def node_toml(choices: NodeChoices) -> str:
         advertise=_list(choices.advertise),
         mdns=_flag(choices.mdns),
         allow_private=_flag(choices.allow_private),
-    ) + "\n".join((_engines(choices.engines), _TAIL))
+    )
+    return _aligned("\n".join((head, _engines(choices.engines), _TAIL)))
+
+
+def switched_on(text: str) -> str:
+    """Return the text with every setting behind a ``#`` in force, as in the examples at the top of the repository."""
+    return _aligned(_OFF.sub("", text))
+
+
+def _aligned(text: str) -> str:
+    """Return the text with the remarks behind settings in one column, however long the values are."""
+    return _REMARK.sub(lambda found: f"{found[1]:<{REMARK_COLUMN - 2}}  # {found[2]}", text)
 
 
 def _engines(engines: Sequence[EngineChoice]) -> str:
@@ -86,9 +101,9 @@ def _engines(engines: Sequence[EngineChoice]) -> str:
 
 
 _HEAD: Final = """\
-# node.toml: one fednode. Every key has a default: those that are absent, or behind a "#", are in force as written here.
+# node.toml: one fednode. Every key may be left out; what stands behind a "#" is off, or an example.
 # `fednode config check` reads it and names every mistake; `fednode config show` prints what is in force.
-# Keys and passwords never stand in this file: it names the variables or files that hold them.
+# Keys and passwords never stand here: it names the variables or files that hold them.
 
 [node]
 name = {name}                      # what others call this box: printable, at most 64 characters
@@ -96,24 +111,29 @@ collective = {collective}          # the people behind it; all their boxes say t
 city = {city}                      # where it stands
 data_dir = {data_dir}              # identity, database, caches; relative to this file
 
-[api]                              # for members: OpenAI's and Anthropic's HTTP
+# For members: OpenAI's and Anthropic's HTTP.
+[api]
 listen = {api_listen}
-open = {open}                      # true: no key needed; refused unless `listen` is loopback. false: `fednode key create NAME`
+open = {open}                      # true: no key needed, only on loopback; false: fednode key create NAME
+workers = 1                        # processes that share the port; this version has one
+body_bytes_max = 33554432          # of one request
+log_requests = false               # true: a log line for every request, not only for those that went wrong
 
-[admin]                            # for the operator: status page, /metrics, and the commands; loopback only
+# For the operator: status page, /metrics, the commands; loopback, or unix:/path.
+[admin]
 listen = {admin_listen}
 
-[federation]                       # for peers; who they are stands in peers.toml
+# For peers; who they are stands in peers.toml.
+[federation]
 enabled = true                     # false: a node by itself
 listen = {listen}                  # control links, mTLS
 serve = {serve}                    # requests of peers, mTLS
 join = {join}                      # where two nodes that list each other meet first
-advertise = {advertise}            # addresses that peers reach this node at, at most 4, IP literals first: ["203.0.113.7"]
-#advertise_ports = {{ link = 8802, serve = 8803, join = 8804 }}   # only where a port forward changes them
+advertise = {advertise}            # where peers reach it, at most 4, IP literals first: ["203.0.113.7"]
+#advertise_ports = {{ link = 8802, serve = 8803, join = 8804 }}   # only behind a port forward
 network = "fednode"                # its hash separates networks in every signature; fixed once the identity is made
 mdns = {mdns}                      # find peers on the local network by multicast
 allow_private = {allow_private}    # true: peers on loopback and private ranges may be dialled (one LAN, a VPN, tests)
-
 """
 
 _ENGINE: Final = """\
@@ -134,7 +154,7 @@ _TAIL: Final = """\
 #name = "anthropic"
 #kind = "anthropic"                # anthropic | openai
 #base_url = "https://provider.example"   # the root, without /v1
-#api_key_env = "ANTHROPIC_API_KEY" # the variable that holds the key; or api_key_file, a file of mode 0600
+#api_key_env = "ANTHROPIC_API_KEY"  # the variable that holds the key; or api_key_file, a file of mode 0600
 #monthly_budget_usd = 50.0
 #[[provider.model]]
 #id = "claude-sonnet"
@@ -148,7 +168,8 @@ offline = false                    # true: only boxes in this city, and no provi
 default_path = "fast"              # for the model name `auto`, where both are served and no rule below speaks
 #price_cap_usd = 0.50              # the most that one request may cost at a provider
 
-[routing.auto]                     # when `auto` means the big model
+# When `auto` means the big model.
+[routing.auto]
 slow_above_tokens = 8000           # a longer prompt
 slow_above_tool_rounds = 8         # a deeper tool loop
 side_request_max_tokens = 64       # a request for at most so many tokens is a title or a summary: fast
@@ -159,10 +180,12 @@ sigma = 0.1                        # weight of the doubt that grows with a repor
 leave_factor = 1.1                 # a peer must be this much cheaper than home ...
 leave_margin_s = 0.05              # ... and by so many seconds more
 
-#[routing.alias]                   # names that members may ask for, each with models in order of preference
+# Names that members may ask for, each with models in order of preference.
+#[routing.alias]
 #coder = ["Qwen3-235B-A22B", "Qwen3.5-35B-A3B"]
 
-[timeouts]                         # seconds; each request can narrow its deadline by x-fednode-deadline-s
+# Seconds; each request can narrow its deadline by x-fednode-deadline-s.
+[timeouts]
 connect_s = 3.0
 first_event_s = 30.0               # at least; longer where a long prefill is predicted
 stall_s = 15.0                     # silence between content events
@@ -174,25 +197,33 @@ resumable_grace_s = 30.0           # the same for x-fednode-resumable: 1
 drain_s = 30.0                     # how long running answers may take after SIGTERM
 """
 
-PEERS_TOML: Final = """\
-# peers.toml: whom this node trusts, and how far. Saved changes take effect by themselves; a mistake keeps the old table.
+_PEERS: Final = """\
+# peers.toml: whom this node trusts, and how far. A saved change takes effect by itself; a mistake keeps the old table.
 # Two operators who list each other's node id and one address are peered: send them the stanza of `fednode id`.
 
 policy = { accept_vouches_from = "partner" }   # whose word for strangers counts: own | partner | guest | none
 
 #[[peer]]
 #name = "fitzroy-1"                # your name for it
-#node = "ed25519:mfrggzdfmztwq2lknnwg23tpobyxe43uov3ho6dzpiydgnbvgy3a"   # from its `fednode id`
+#node = "ed25519:5jfgyy7ctrjavpxvkb5rglwf7gkuo5vox27hxescd3vgsfcg2iwa"   # from its `fednode id`
 #trust = "partner"                 # own | partner | guest | known | banned
-#addresses = ["198.51.100.4:8804"] # its join port; a hint: the identity is what is checked
+#addresses = ["198.51.100.4:8804"]  # its join port; a hint: the identity is what is checked
 #link = "198.51.100.4:8802"        # dial here instead of where its record says: port forwards, tunnels
 #serve = "198.51.100.4:8803"       # likewise
 #introducer = false                # true: newcomers may be introduced by it
 #quota = { concurrent = 8, tokens_per_min = 60_000, tokens_per_day = 5_000_000 }   # what it may use here
 #note = "met at the co-op meeting"
 
-#[[peer]]                          # every box of a whole collective, by its root key
+# Every box of a whole collective, by its root key.
+#[[peer]]
 #name = "northcote"
-#root = "ed25519:mfrggzdfmztwq2lknnwg23tpobyxe43uov3ho6dzpiydgnbvgy3q"
+#root = "ed25519:compmldndjcxyun2njfv6pn5f5u7zkjscyqy3sezpzawxul5spfa"
 #trust = "guest"
 """
+
+EXAMPLE: Final = NodeChoices(name="brunswick-1", collective="brunswick", city="melbourne", advertise=("203.0.113.7",))
+
+
+def peers_toml() -> str:
+    """Return the text of peers.toml: nobody yet, and how to write somebody."""
+    return _aligned(_PEERS)

@@ -12,7 +12,7 @@ import typer
 
 from fednode.model.errors import DataDirError
 from router.cli.faults import Failure, Misuse
-from router.cli.files import ENGINE_URL, PEERS_TOML, EngineChoice, NodeChoices, node_toml, text_of
+from router.cli.files import ENGINE_URL, EngineChoice, NodeChoices, node_toml, peers_toml, text_of
 from router.cli.out import say, say_json
 from router.cli.where import FILE_NAME, ConfigOption, JsonOption, load_config
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from router.config import NodeConfig
 
 PEERS_NAME: Final = "peers.toml"
-ANYWHERE: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104  # compared with, never bound
+USUAL: Final = NodeChoices()
+ANYWHERE: Final = frozenset({"0.0.0.0", "::"})  # compared with, never bound
 _FAR_AWAY: Final = ("192.0.2.1", 9)  # RFC 5737: belongs to nobody; a UDP socket is only pointed at it, nothing is sent
 
 
@@ -69,7 +70,7 @@ def make_node(folder: Path, choices: NodeChoices, root_key: Path | None = None) 
         config = load(config_file)  # checks what the command line gave, before there is an identity
         made = create_identity(config.data_dir, root_key, network=config.federation.network)
         kept = _put_root_key_aside(made.root_key, folder / ROOT_KEY)
-        write_atomically(folder / PEERS_NAME, PEERS_TOML.encode(), mode=0o644)
+        write_atomically(folder / PEERS_NAME, peers_toml().encode(), mode=0o644)
     except BaseException:  # half a node is none: this file is ours and a moment old
         config_file.unlink(missing_ok=True)
         if not existed:
@@ -109,7 +110,7 @@ def is_open_to_loopback_only(listen: str) -> bool:
         raise Misuse(f"{listen}: {error}") from error
 
 
-def init(
+def init(  # noqa: PLR0917  # a command has many flags
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The node's new folder.")],
     name: Annotated[str, typer.Option(help="What others call this box (default: the machine's name).")] = "",
     collective: Annotated[str, typer.Option(help="The people behind it.")] = "my-collective",
@@ -119,18 +120,17 @@ def init(
     ] = None,
     engine: Annotated[str, typer.Option(metavar="URL", help="Its inference engine.")] = ENGINE_URL,
     path: Annotated[str, typer.Option(help="fast (a small, quick model) or slow (a big one).")] = "slow",
-    api_listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="For members.")] = NodeChoices.api_listen,
-    admin_listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="For the operator.")] = NodeChoices.admin_listen,
-    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="For peers: links.")] = NodeChoices.listen,
-    serve: Annotated[str, typer.Option(metavar="HOST:PORT", help="For peers: requests.")] = NodeChoices.serve,
-    join: Annotated[str, typer.Option(metavar="HOST:PORT", help="For peers: meeting.")] = NodeChoices.join,
+    api_listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="For members.")] = USUAL.api_listen,
+    admin_listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="For the operator.")] = USUAL.admin_listen,
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="For peers: links.")] = USUAL.listen,
+    serve: Annotated[str, typer.Option(metavar="HOST:PORT", help="For peers: requests.")] = USUAL.serve,
+    join: Annotated[str, typer.Option(metavar="HOST:PORT", help="For peers: meeting.")] = USUAL.join,
     allow_private: Annotated[
         bool, typer.Option("--allow-private", help="Peers on loopback and private ranges may be dialled.")
     ] = False,
     advertise: Annotated[
         list[str] | None, typer.Option(metavar="ADDRESS", help="Where peers reach this box; may be repeated.")
     ] = None,
-    config: ConfigOption = None,
 ) -> None:
     """Write a ready-to-run node: node.toml, peers.toml, and its identity."""
     choices = NodeChoices(
@@ -176,7 +176,7 @@ def _next_steps(made: Made, choices: NodeChoices) -> list[str]:
 def machine_name() -> str:
     """Return this machine's name without its domain, as a name for a node."""
     name = "".join(letter for letter in socket.gethostname().split(".")[0] if letter.isprintable())
-    return name[:64].strip() or NodeChoices.name
+    return name[:64].strip() or USUAL.name
 
 
 def own_address() -> str | None:
@@ -205,7 +205,7 @@ def id_of(config: "NodeConfig", *, guess: Callable[[], str | None] = own_address
         hosts = federation.advertise or ((guess() or host) if host in ANYWHERE else host,)
         return [hostport(one, port or bound) for one in hosts]
 
-    joins = reached_at(federation.join, ports and ports.join)
+    joins = reached_at(federation.join, ports.join if ports else None)
     stanza = "".join(
         (
             "[[peer]]\n",
@@ -221,8 +221,8 @@ def id_of(config: "NodeConfig", *, guess: Callable[[], str | None] = own_address
         root=identity.root,
         collective=config.node.collective,
         name=config.node.name,
-        link=reached_at(federation.listen, ports and ports.link)[0],
-        serve=reached_at(federation.serve, ports and ports.serve)[0],
+        link=reached_at(federation.listen, ports.link if ports else None)[0],
+        serve=reached_at(federation.serve, ports.serve if ports else None)[0],
         join=joins[0],
         stanza=stanza,
     )
@@ -230,7 +230,7 @@ def id_of(config: "NodeConfig", *, guess: Callable[[], str | None] = own_address
 
 def show_id(context: typer.Context, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Print the node's id and addresses, and a stanza for a friend's peers.toml."""
-    loaded = load_config(context)
+    loaded = load_config(context, config)
     told = id_of(loaded)
     if as_json:
         say_json(told)

@@ -46,8 +46,9 @@ def create(
     whose = name if name is not None else named
     if whose is None or (name is not None and named is not None):
         raise Misuse("key create needs one NAME: whose key is it?")
-    loaded = load_config(context)
-    _privacy(loaded, privacy)  # a wrong word is said before anything is asked
+    loaded = load_config(context, config)
+    _privacy(loaded, privacy)  # wrong words are said before anything is asked
+    whose = _name(whose)
     try:
         made = admin_of(loaded).post(PATH, {"name": whose, "privacy": privacy or ""})
     except NodeDown:
@@ -62,7 +63,7 @@ def create(
 @commands.command("list")
 def list_keys(context: typer.Context, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """List all keys, the revoked ones too, without the keys themselves."""
-    loaded = load_config(context)
+    loaded = load_config(context, config)
     try:
         told = admin_of(loaded).get(PATH)
     except NodeDown:
@@ -83,7 +84,7 @@ def revoke(
     as_json: JsonOption = False,
 ) -> None:
     """Revoke a key: it opens nothing from now on."""
-    loaded = load_config(context)
+    loaded = load_config(context, config)
     try:
         told = admin_of(loaded).delete(f"{PATH}/{quote(key, safe='')}")
     except NodeDown:
@@ -126,6 +127,15 @@ def _privacy(config: "NodeConfig", word: str | None) -> "Privacy":
     return Privacy[word.upper()]
 
 
+def _name(text: str) -> str:
+    from router.members.keys import BadKeyNameError, checked_name
+
+    try:
+        return checked_name(text)
+    except BadKeyNameError as error:
+        raise Misuse(str(error)) from error
+
+
 @contextmanager
 def _book(config: "NodeConfig") -> Iterator["KeyBook"]:
     """Give the keys of a node that is down. The lock keeps a daemon from starting meanwhile. Raises `DataDirError`."""
@@ -142,13 +152,8 @@ def _book(config: "NodeConfig") -> Iterator["KeyBook"]:
 
 
 def _create_here(config: "NodeConfig", name: str, privacy: str | None) -> dict[str, object]:
-    from router.members.keys import BadKeyNameError
-
     with _book(config) as book:
-        try:
-            made = book.create(name, _privacy(config, privacy))
-        except BadKeyNameError as error:
-            raise Misuse(str(error)) from error
+        made = book.create(name, _privacy(config, privacy))
     return {"id": made.record.id, "name": made.record.name, "key": made.key}
 
 

@@ -9,4 +9,4 @@ def run(context: typer.Context, config: ConfigOption = None) -> None:
     """Run the node. SIGTERM drains, a second one stops; SIGHUP reads the files again."""
     from router.daemon import run as run_daemon
 
-    raise typer.Exit(run_daemon(load_whole(config_path(context))))
+    raise typer.Exit(run_daemon(load_whole(config_path(context, config))))

@@ -1,6 +1,7 @@
 """What the running node knows: `status`, `engines`, `peers`, `routes`, `receipt`; and `drain`."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -12,8 +13,8 @@ from router.cli.out import Line, repeat, say, say_json, show, watch, width
 from router.cli.where import ConfigOption, JsonOption, WatchOption, load_config
 
 
-def _admin(context: typer.Context) -> Admin:
-    return admin_of(load_config(context))
+def _admin(context: typer.Context, config: Path | None) -> Admin:
+    return admin_of(load_config(context, config))
 
 
 def _present(
@@ -34,7 +35,7 @@ def status(
     context: typer.Context, config: ConfigOption = None, as_json: JsonOption = False, watching: WatchOption = False
 ) -> None:
     """Say how this node is."""
-    admin = _admin(context)
+    admin = _admin(context, config)
     _present(lambda: admin.get("/admin/v1/status"), _status_lines, as_json=as_json, watching=watching)
 
 
@@ -63,7 +64,7 @@ def engines(
     context: typer.Context, config: ConfigOption = None, as_json: JsonOption = False, watching: WatchOption = False
 ) -> None:
     """Show this node's inference engines."""
-    admin = _admin(context)
+    admin = _admin(context, config)
     _present(
         lambda: admin.get("/admin/v1/engines"),
         lambda told: engine_lines(told["engines"], width()),
@@ -76,7 +77,7 @@ def peers(
     context: typer.Context, config: ConfigOption = None, as_json: JsonOption = False, watching: WatchOption = False
 ) -> None:
     """Show who is out there: how trusted, how old the news, how full, and why one is not used."""
-    admin = _admin(context)
+    admin = _admin(context, config)
     _present(
         lambda: admin.get("/admin/v1/peers"),
         lambda told: peer_lines(told["peers"], width()),
@@ -93,7 +94,7 @@ def routes(
     watching: WatchOption = False,
 ) -> None:
     """Show recent decisions and how they ended."""
-    admin = _admin(context)
+    admin = _admin(context, config)
     _present(
         lambda: admin.get("/admin/v1/routes", limit=str(limit)),
         lambda told: route_lines(told["routes"], width()),
@@ -109,7 +110,7 @@ def receipt(
     as_json: JsonOption = False,
 ) -> None:
     """Show what really served one request."""
-    admin = _admin(context)
+    admin = _admin(context, config)
     _present(
         lambda: admin.get(f"/admin/v1/receipts/{quote(request_id, safe='')}"),
         lambda told: [(line, "") for line in receipt_lines(told)],
@@ -124,7 +125,7 @@ def drain(
     as_json: JsonOption = False,
 ) -> None:
     """Take no new work: what runs ends, members are served elsewhere, peers are told."""
-    told = _admin(context).post("/admin/v1/drain", {"undo": undo})
+    told = _admin(context, config).post("/admin/v1/drain", {"undo": undo})
     if as_json:
         say_json(told)
     else:

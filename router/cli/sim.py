@@ -8,7 +8,7 @@ from router.cli.faults import Failure, Misuse
 from router.cli.out import say
 
 
-def engine_sim(
+def engine_sim(  # noqa: PLR0917  # a command has many flags
     listen: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Port 0: any free one.")] = None,
     model: Annotated[list[str] | None, typer.Option(metavar="ID", help="Served name; may be repeated.")] = None,
     kv_tokens: Annotated[int | None, typer.Option(metavar="N", help="KV pool in tokens.")] = None,
@@ -24,7 +24,7 @@ def engine_sim(
     stop_as: Annotated[str | None, typer.Option(metavar="abort|hang", help="How SIGTERM ends what runs.")] = None,
     drain_s: Annotated[float | None, typer.Option(metavar="S", help="How long SIGTERM lets it run on.")] = None,
 ) -> None:
-    """Run an engine stand-in: vLLM's routes and metrics, honest arithmetic, simulated text. Faults: POST /_sim/fault."""
+    """Run an engine stand-in: vLLM's routes and metrics, honest arithmetic, simulated text."""
     import secrets
     import time
     from random import Random

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from router.config import NodeConfig
 
 SIMULATED: Final = "simulated-model"  # its name says so in every answer
+NOTHING_THERE: Final = (
+    "No inference engine answers on this machine, so ANSWERS ARE SIMULATED; "
+    "to connect a real one: make run ENGINE=http://127.0.0.1:8000"
+)
 VLLM_READY_S: Final = 900.0  # a tiny model on a CPU takes half a minute, a big one from a slow disk many
 VLLM_CONTEXT_TOKENS: Final = 4096  # a KV cache of 1 GiB holds some such prompts for small models
 HEALTH_S: Final = 2.0
@@ -54,7 +58,6 @@ class Chosen:
 
 
 def up(
-    context: typer.Context,
     engine: Annotated[str, typer.Option(metavar="URL", help="Use this inference engine.")] = "",
     vllm_python: Annotated[
         Path | None, typer.Option(metavar="PYTHON", help="Start a vLLM with this Python; needs --model.")
@@ -116,7 +119,7 @@ def _with_listeners(config: "NodeConfig", api: str, admin: str) -> "NodeConfig":
             try:
                 changes[name] = type(section).model_validate(data)
             except ValidationError as error:
-                raise Misuse(*problems_of(error, f"--{name}-listen", data)) from error
+                raise Misuse(*problems_of(error, f"--{name}-listen")) from error
     return replaced(config, **changes) if changes else config
 
 
@@ -130,8 +133,9 @@ def with_free_ports(config: "NodeConfig") -> "NodeConfig":
     for name, listen in (("api", config.api.listen), ("admin", config.admin.listen)):
         if why := trouble(listen):
             raise Failure(
-                f"{listen} {why} ({name}.listen): stop that program (or the node that runs already), change the line in "
-                f"{config.path}, or give --{name}-listen 127.0.0.1:PORT (make run ARGS=\"--{name}-listen 127.0.0.1:PORT\")"
+                f"{listen} {why} ({name}.listen): stop it, or the node that runs already; or change the line "
+                f"in {config.path}; or give --{name}-listen 127.0.0.1:PORT "
+                f"(make run ARGS='--{name}-listen 127.0.0.1:PORT')"
             )
     federation = config.federation
     taken = [
@@ -143,7 +147,9 @@ def with_free_ports(config: "NodeConfig") -> "NodeConfig":
         return config
     if load_peers(config.peers_path).peer:
         name, listen, why = taken[0]
-        raise Failure(f"{listen} {why} (federation.{name}): change the line in {config.path}; peers must know the new port")
+        raise Failure(
+            f"{listen} {why} (federation.{name}): stop it, or change it in {config.path}; peers learn the new port"
+        )
     changes: dict[str, object] = {}
     for (name, listen, why), port in zip(taken, free_ports("127.0.0.1", len(taken)), strict=True):
         changes[name] = f"{listen.rpartition(':')[0]}:{port}"
@@ -155,24 +161,23 @@ def choose(
     config: "NodeConfig", children: Children, *, engine: str, vllm_python: Path | None, model: Path | None
 ) -> Chosen:
     """Return the engines of this run: the one that was named, those of node.toml, what answers here, or a stand-in."""
-    from fednode.agent.probe import probe_usual_ports
+    from fednode.agent.probe import probe_ports
 
     if engine:
         return _named(engine)
     if vllm_python and model:
         url = start_vllm(children, vllm_python, model, config.base / "vllm.log")
-        return Chosen((_section("vllm", url, kind="vllm", model_dir=str(model.resolve())),), (f"engine: vLLM at {url}",))
+        return Chosen(
+            (_section("vllm", url, kind="vllm", model_dir=str(model.resolve())),), (f"engine: vLLM at {url}",)
+        )
     if config.engine:
         return Chosen(None, tuple(f"engine {one.name}: {one.url} (from {config.path})" for one in config.engine))
-    if found := [one for one in asyncio.run(probe_usual_ports()) if one.models]:
+    if found := [one for one in asyncio.run(probe_ports()) if one.models]:
         return _found(found)
     _, url = engine_sim(children, config.base / "engine-sim.log", SIMULATED)
     return Chosen(
         (_section("simulated", url, kind="vllm"),),
-        (
-            "No inference engine answers on this machine, so ANSWERS ARE SIMULATED; "
-            "to connect a real one: make run ENGINE=http://127.0.0.1:8000",
-        ),
+        (NOTHING_THERE,),
     )
 
 
@@ -206,7 +211,7 @@ def _section(name: str, url: str, *, kind: str = "auto", model_dir: str = "") ->
     try:
         return EngineSection.model_validate(data)
     except ValidationError as error:
-        raise Misuse(*problems_of(error, "--engine", data)) from error
+        raise Misuse(*problems_of(error, "--engine")) from error
 
 
 def start_vllm(children: Children, python: Path, model: Path, log: Path) -> str:
@@ -280,7 +285,10 @@ def this_command() -> str:
     program = sys.argv[0]
     if not program.endswith("fednode"):
         return "python -m router"
-    return "fednode" if shutil.which("fednode") else os.path.relpath(program)
+    if shutil.which("fednode"):
+        return "fednode"
+    near = os.path.relpath(program)
+    return os.path.abspath(program) if near.startswith("..") else near  # noqa: PTH100  # links stay as they are
 
 
 def curl(api: str, key: str = "") -> str:
@@ -292,4 +300,4 @@ def curl(api: str, key: str = "") -> str:
 def shown_url(listen: str) -> str:
     """Return the address to open on this machine for a ``HOST:PORT`` that is listened on."""
     host, _, port = listen.rpartition(":")
-    return f"http://{'127.0.0.1' if host in {'0.0.0.0', '[::]'} else host}:{port}"  # noqa: S104  # compared with
+    return f"http://{'127.0.0.1' if host in {'0.0.0.0', '[::]'} else host}:{port}"  # compared with

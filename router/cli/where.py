@@ -41,10 +41,13 @@ def places(environment: Mapping[str, str], home: Path) -> Iterator[Path]:
     yield SYSTEM_FILE
 
 
-def config_path(context: typer.Context) -> Path:
-    """Return the node.toml that is meant. Raises `Misuse`: there is none, and where it was looked for."""
-    given = context.meta.get(_META)
-    if isinstance(given, Path):
+def config_path(context: typer.Context, given: Path | None) -> Path:
+    """Return the node.toml that is meant: `given` to the command itself, or to one of the words before it.
+
+    Raises `Misuse`: there is none, and where it was looked for.
+    """
+    given = given or context.meta.get(_META)
+    if given is not None:
         return _file_in(given)
     if named := os.environ.get(VARIABLE):
         return _file_in(Path(named))
@@ -62,11 +65,11 @@ def _file_in(path: Path) -> Path:
     return path / FILE_NAME if path.is_dir() else path
 
 
-def load_config(context: typer.Context) -> "NodeConfig":
+def load_config(context: typer.Context, given: Path | None) -> "NodeConfig":
     """Return the configuration of the node that is meant. Raises `Misuse`, `ConfigError`."""
     from router.config import load
 
-    return load(config_path(context))
+    return load(config_path(context, given))
 
 
 def load_whole(path: Path) -> "NodeConfig":

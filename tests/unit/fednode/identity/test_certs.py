@@ -51,28 +51,48 @@ def test_a_certificate_fits_its_own_tls_key_only() -> None:
     assert certs.to_der(certs.to_pem(der)) == der
 
 
-def test_a_binding_moved_to_another_tls_key_is_refused() -> None:
-    der = certs.make_certificate(key_of("node"), tls_key_of("tls"))
-    binding = x509.load_der_x509_certificate(der).extensions.get_extension_for_oid(certs.BINDING_OID).value
-    thief = ec.generate_private_key(ec.SECP256R1())
+def crafted(key: ec.EllipticCurvePrivateKey, binding: bytes, *, authority: bool = False) -> bytes:
+    """A certificate that bears our node's name, made by somebody with another idea of the rest."""
     name = certs.tls_name(node_id(key_of("node").public))
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    forged = (
+    return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
-        .public_key(thief.public_key())
+        .public_key(key.public_key())
         .serial_number(1)
         .not_valid_before(datetime.datetime(1970, 1, 1))
         .not_valid_after(datetime.datetime(9999, 12, 31))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(binding, critical=False)
-        .sign(thief, hashes.SHA256())
+        .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+        .add_extension(x509.UnrecognizedExtension(certs.BINDING_OID, binding), critical=False)
+        .sign(key, hashes.SHA256())
         .public_bytes(serialization.Encoding.DER)
     )
-    with pytest.raises(IdentityError, match="not signed"):
-        certs.bound_key(forged)
+
+
+def genuine_binding() -> bytes:
+    certificate = x509.load_der_x509_certificate(certs.make_certificate(key_of("node"), tls_key_of("tls")))
+    extension = certificate.extensions.get_extension_for_oid(certs.BINDING_OID).value
+    assert isinstance(extension, x509.UnrecognizedExtension)
+    return extension.value
+
+
+@pytest.mark.parametrize(
+    "curve, binding, authority, refusal",
+    [
+        (ec.SECP256R1(), genuine_binding(), False, "not signed by its node key"),  # moved to another TLS key
+        (ec.SECP384R1(), genuine_binding(), False, "not P-256"),
+        (ec.SECP256R1(), genuine_binding(), True, "authority"),
+        (ec.SECP256R1(), genuine_binding()[:-1], False, "binding is malformed"),
+        (ec.SECP256R1(), b"", False, "binding is malformed"),
+    ],
+)
+def test_a_crafted_certificate_is_refused(
+    curve: ec.EllipticCurve, binding: bytes, authority: bool, refusal: str
+) -> None:
+    with pytest.raises(IdentityError, match=refusal):
+        certs.bound_key(crafted(ec.generate_private_key(curve), binding, authority=authority))
 
 
 def test_bad_keys_are_named() -> None:
@@ -80,6 +100,8 @@ def test_bad_keys_are_named() -> None:
         certs.tls_key_pem(b"short")
     with pytest.raises(IdentityError, match="not a P-256"):
         certs.make_certificate(key_of("node"), key_of("node").to_pem())
+    with pytest.raises(IdentityError, match="not an unencrypted PEM"):
+        certs.make_certificate(key_of("node"), b"no pem")
     with pytest.raises(IdentityError, match="malformed"):
         certs.to_der(b"no pem")
     with pytest.raises(IdentityError, match="malformed"):

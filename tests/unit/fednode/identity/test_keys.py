@@ -86,3 +86,10 @@ def test_a_damaged_key_file_is_an_identity_error(pem: bytes) -> None:
         SigningKey.from_pem(pem)
     with pytest.raises(IdentityError):
         SigningKey.from_seed(b"short")
+
+
+def test_a_key_file_of_another_kind_is_refused() -> None:
+    from fednode.identity.certs import tls_key_pem
+
+    with pytest.raises(IdentityError, match="not an Ed25519"):
+        SigningKey.from_pem(tls_key_pem(bytes(48)))

@@ -202,3 +202,26 @@ def test_a_dropped_peer_is_gone_and_events_about_it_are_ignored(watch: Watch) ->
     watch.machine.redial(X, watch.at)
     assert watch.machine.nodes() == ()
     assert [effect for effect in watch.ticks(30) if not isinstance(effect, Moved)] == []
+
+
+def test_a_hint_about_a_peer_that_is_lost_already_adds_nothing(watch: Watch) -> None:
+    watch.link()
+    watch.ticks(40)
+    watch.machine.suspect(X, watch.at, reason="connection reset")
+    assert (watch.state(), watch.reason) == (PeerState.AVOID, "silent for 2.3 s")
+
+
+def test_a_peer_already_in_the_table_stays_as_it_is(watch: Watch) -> None:
+    watch.link()
+    watch.machine.add(X, watch.at)
+    assert watch.state() is PeerState.ALIVE
+    assert watch.machine.nodes() == (X,)
+
+
+def test_a_link_that_ends_while_we_dial_waits_for_that_dial(watch: Watch) -> None:
+    watch.machine.add(X, watch.at)
+    watch.ticks(1)
+    watch.machine.unlinked(X, watch.at, watch.rng, reason="the other side's dial broke")
+    assert not [effect for effect in watch.ticks(30) if isinstance(effect, Dial)]
+    watch.machine.dial_failed(X, watch.at, watch.rng, reason="refused")
+    assert Dial(X) in watch.ticks(21)

@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -114,9 +115,9 @@ def test_content_beyond_the_limits_is_refused_by_the_reader(change: dict[str, ob
 
 
 def test_a_node_with_too_many_long_model_ids_still_has_a_record() -> None:
-    models = tuple(dataclasses.replace(MODEL, id=f"{number:03}" + "m" * 120) for number in range(40))
+    models = tuple(dataclasses.replace(MODEL, id=f"{number:03}" + "模" * 120) for number in range(40))
     record = records.open_record(sealed(dataclasses.replace(RECORD, models=models)), network=NETWORK, held=None)
-    assert 0 < len(record.models) <= limits.MODELS_MAX
+    assert 0 < len(record.models) < limits.MODELS_MAX
     assert record.models == models[: len(record.models)]
 
 
@@ -140,16 +141,54 @@ def test_a_model_that_cannot_be_sent_does_not_silence_its_node(odd: dict[str, ob
     assert record.models == (MODEL,)
 
 
+def crafted(change: Callable[[pb.NodeRecord], object]) -> envelope.Envelope:
+    """Our record, changed in a way our encoder would not, and signed again."""
+    message = pb.NodeRecord.FromString(sealed().payload)
+    change(message)
+    payload = message.SerializeToString()
+    return envelope.seal(Kind.NODE_RECORD, payload, network=NETWORK, signer=KEY.public, sign=KEY.sign)
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda message: message.addrs.append(message.addrs[0]), "count"),
+        (lambda message: message.models.extend([message.models[0]] * 15), "count"),
+        (lambda message: setattr(message, "proto_min", 2), "version"),
+        (lambda message: setattr(message, "collective", KEY.public), "node_cert"),
+        (lambda message: setattr(message.addrs[0], "ip", b"12345"), "address"),
+    ],
+)
+def test_a_crafted_record_is_refused(change: Callable[[pb.NodeRecord], object], reason: str) -> None:
+    with pytest.raises(WireError) as caught:
+        records.open_record(crafted(change), network=NETWORK, held=None)
+    assert caught.value.reason == reason
+
+
+def test_a_record_without_a_certificate_of_its_root_has_no_root() -> None:
+    record = records.open_record(crafted(lambda message: message.ClearField("node_cert")), network=NETWORK, held=None)
+    assert record.root is None
+
+
+def test_the_stamp_is_read_alone_and_only_where_it_belongs() -> None:
+    assert records.peek_stamp(sealed().payload) == Stamp(2, 5)
+    for payload in (b"", b"\x0a", b"\x0a\x09\x08", b"\x0a\x7f" + bytes(200), b"\x12\x00"):
+        with pytest.raises(WireError) as caught:
+            records.peek_stamp(payload)
+        assert caught.value.reason == "stamp"
+
+
+def test_an_envelope_beyond_its_cap_is_not_parsed() -> None:
+    with pytest.raises(WireError) as caught:
+        records.decode_envelope(bytes(limits.ENVELOPE_BYTES_MAX + 1))
+    assert caught.value.reason == "size"
+
+
 @pytest.mark.parametrize(
     "model, reason",
     [(pb.Model(id="m", engine=4), "range"), (pb.Model(), "name"), (pb.Model(id="m", digest=bytes(65)), "size")],
 )
 def test_a_model_beyond_the_limits_is_refused_by_the_reader(model: pb.Model, reason: str) -> None:
-    message = pb.NodeRecord.FromString(sealed().payload)
-    message.models.append(model)
-    crafted = envelope.seal(
-        Kind.NODE_RECORD, message.SerializeToString(), network=NETWORK, signer=KEY.public, sign=KEY.sign
-    )
     with pytest.raises(WireError) as caught:
-        records.open_record(crafted, network=NETWORK, held=None)
+        records.open_record(crafted(lambda message: message.models.append(model)), network=NETWORK, held=None)
     assert caught.value.reason == reason

@@ -1,0 +1,1 @@
+"""fednode, nginx and LiteLLM side by side, in front of one upstream."""
