@@ -225,6 +225,7 @@ class Daemon:
         self._admin = AdminListener(self._admin_port())
         self._peer_listener: PeerListener | None = None
         self._stop = asyncio.Event()
+        self._stop_now = asyncio.Event()
         self._started_at = clock.now()
 
     async def run(self, started: Callable[[Listening], None]) -> int:
@@ -300,7 +301,7 @@ class Daemon:
     def _asked_to_stop(self) -> None:
         if self._stop.is_set():
             self._log.warning("node_stopping_now")
-            self._client.break_off()
+            self._stop_now.set()
             return
         self._stop.set()
 
@@ -313,9 +314,22 @@ class Daemon:
         self._log.info("node_reloaded")
 
     async def _drain(self) -> None:
-        """Tell peers, take nothing new, let what runs end."""
+        """Tell peers, take nothing new, let what runs end; a second signal ends the patience."""
+        self._pipeline.stopping = True
         self._log.info("node_draining", open_exchanges=self._pipeline.open_exchanges)
         self._agent.drain()
+        loop = asyncio.get_running_loop()
+        draining = loop.create_task(self._drain_listeners())
+        now = loop.create_task(self._stop_now.wait())
+        await asyncio.wait({draining, now}, return_when=asyncio.FIRST_COMPLETED)
+        now.cancel()
+        if draining.done():
+            draining.result()
+            return
+        draining.cancel()
+        await asyncio.wait({draining})
+
+    async def _drain_listeners(self) -> None:
         drain_s = self._config.timeouts.drain_s
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._client.stop(drain_s))

@@ -25,6 +25,7 @@ ROOT: Final = HERE.parent.parent
 START_S: Final = 120.0  # LiteLLM takes some 20 s on one slow core
 STOP_S: Final = 10.0
 INSTALL_S: Final = 900.0
+QUIET_S: Final = 60.0
 IDLE_SHARE: Final = 0.15  # of a core: below it what the last run left behind is over
 
 
@@ -69,7 +70,7 @@ class Process:
             words = self.log.read_text(errors="replace").strip().splitlines()
             raise SkippedError(f"it ended with status {self._process.returncode}: {words[-1] if words else 'no output'}")
 
-    async def quiet(self, limit_s: float = 15.0) -> None:
+    async def quiet(self, limit_s: float = QUIET_S) -> None:
         """Wait until it is idle again: streams that were broken off are cleaned up first."""
         end = time.monotonic() + limit_s
         while time.monotonic() < end:

@@ -7,7 +7,7 @@
 # Some 500 MB and a minute or two the first time. Prints the folder. A stamp written last names what is installed.
 set -eu
 
-version=${LITELLM_VERSION:-1.105.7}
+version=${LITELLM_VERSION:-1.100.5}
 venv=${FEDNODE_LITELLM_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/fednode/litellm}
 stamp="$venv/fednode.stamp"
 
@@ -28,6 +28,6 @@ done
 mkdir -p "$(dirname -- "$venv")"
 "$python" -m venv --clear "$venv" >&2
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "litellm[proxy]==$version" >&2
-"$venv/bin/python" -c 'import litellm.proxy.proxy_cli' >&2    # half an installation is none
+LITELLM_LOCAL_MODEL_COST_MAP=True "$venv/bin/python" -c 'import litellm.proxy.proxy_cli' >&2    # half an installation is none
 printf '%s\n' "$version" >"$stamp"
 echo "$venv"

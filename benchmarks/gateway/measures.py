@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from benchmarks.gateway.gateways import Process, get
-from benchmarks.gateway.load import Streams, Target, closed, paced, percentile
+from benchmarks.gateway.load import BrokenRunError, Streams, Target, closed, paced, percentile
 
 CLIENTS: Final = 64
 STREAMS: Final = 200
@@ -18,10 +18,12 @@ PACED_GAP_MS: Final = 5.0
 PROMPT_BYTES: Final = 1_000_000
 PROMPT_CLIENTS: Final = 4
 WARM_S: Final = 0.5
+RAMP_S: Final = 1.0
 IDLE_FEW: Final = 100  # open streams at the first look at memory: what the first ones cost is start-up
 IDLE_MANY: Final = 500  # and at the second
 IDLE_GAP_MS: Final = 10_000.0  # one token, then silence
-FOREVER_TOKENS: Final = 1_000_000
+IDLE_TOKENS: Final = 3
+IDLE_PATIENCE_S: Final = 15.0  # a gateway that needs longer to open 400 streams is given up
 
 Figures = dict[str, float]
 
@@ -59,8 +61,10 @@ async def prompts(bench: Bench, target: Target) -> Figures:
 async def streamed(bench: Bench, target: Target) -> Figures:
     """`STREAMS` streams with `GAP_MS` between tokens, in mid-stream: CPU per token, and a token's time on its way."""
     bench.order(gap_ms=GAP_MS)
-    request = target.request(stream=True, tokens=FOREVER_TOKENS)
-    async with Streams(target, request, clients=STREAMS, ramp_s=1.0) as streams:
+    # no stream ends in the window of a gateway that keeps up; and none runs on for long where hang-ups go unnoticed
+    tokens = int((RAMP_S + WARM_S + bench.secs + 2.0) * 1_000 / GAP_MS)
+    request = target.request(stream=True, tokens=tokens)
+    async with Streams(target, request, clients=STREAMS, ramp_s=RAMP_S, patience_s=1.0) as streams:
         result = await streams.watch(warm_s=WARM_S, secs=bench.secs, cpu=bench.cpu)
     wanted = STREAMS * result.seconds * 1_000 / GAP_MS
     return {
@@ -86,11 +90,14 @@ async def first_token(bench: Bench, target: Target) -> Figures:
 async def memory(bench: Bench, process: Process, target: Target) -> Figures:
     """Resident memory per stream that is open and silent. Means something in a fresh process only."""
     bench.order(gap_ms=IDLE_GAP_MS)
-    request = target.request(stream=True, tokens=FOREVER_TOKENS)
+    request = target.request(stream=True, tokens=IDLE_TOKENS)
     async with contextlib.AsyncExitStack() as stack:
         seen = []
         for clients in (IDLE_FEW, IDLE_MANY - IDLE_FEW):
-            await stack.enter_async_context(Streams(target, request, clients=clients, ramp_s=clients / 400))
+            streams = Streams(target, request, clients=clients, ramp_s=clients / 400, patience_s=IDLE_PATIENCE_S)
+            await stack.enter_async_context(streams)
+            if streams.waiting:
+                raise BrokenRunError(f"{streams.waiting} of {clients} streams never began")
             await asyncio.sleep(0.5)  # for what is done behind the first token
             seen.append(process.rss_bytes())
     return {

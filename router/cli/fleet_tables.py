@@ -20,7 +20,7 @@ _PEERS: Final = (
     Column("state", 6),
     Column("age", 5, right=True),
     Column("rtt", 6, right=True),
-    Column("kv free", 10, right=True),
+    Column("kv free", 9, right=True),
     Column("queue", 8, right=True),
     Column("models", 60),
 )
@@ -30,7 +30,7 @@ _ENGINES: Final = (
     Column("path", 4),
     Column("health", 8),
     Column("age", 5, right=True),
-    Column("kv free", 10, right=True),
+    Column("kv free", 9, right=True),
     Column("queue", 8, right=True),
     Column("models", 60),
 )
@@ -153,18 +153,18 @@ def kv(free: int | None, total: int | None) -> str:
 
 
 def queue(waiting: int | None, prefill_tokens: int | None) -> str:
-    """Return how many requests wait, and how many prompt tokens they bring."""
+    """Return how many requests wait, and in brackets the prompt tokens that are still to be read."""
     if waiting is None and prefill_tokens is None:
         return UNKNOWN
-    tokens = f" {count(prefill_tokens)}t" if prefill_tokens else ""
+    tokens = f" ({count(prefill_tokens)})" if prefill_tokens else ""
     return f"{UNKNOWN if waiting is None else waiting}{tokens}"
 
 
 def count(number: int) -> str:
-    """Return a number in at most five characters."""
+    """Return a number in at most four characters, rounded down: headroom is never shown larger than it is."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= size:
-            return f"{number / size:.1f}{unit}" if number < 100 * size else f"{number // size}{unit}"
+            return f"{number * 10 // size / 10:.1f}{unit}" if number < 10 * size else f"{number // size}{unit}"
     return str(number)
 
 

@@ -17,7 +17,7 @@ from router.cli.ask import Admin, admin_of
 from router.cli.children import Children, engine_sim
 from router.cli.faults import Failure, Misuse
 from router.cli.files import EngineChoice, NodeChoices
-from router.cli.init import machine_name, make_node
+from router.cli.init import USUAL, is_open_to_loopback_only, machine_name, make_node
 from router.cli.out import note, say
 from router.cli.ports import free_ports, trouble
 from router.cli.where import FILE_NAME, ConfigOption, load_whole
@@ -75,13 +75,14 @@ def up(
         raise Misuse("--engine and --vllm-python: give one of them")
     if bool(vllm_python) != bool(model):
         raise Misuse("--vllm-python and --model go together")
+    named = _named(engine) if engine else None  # before anything is written: an address with a slip stays nowhere
     path = config or folder / FILE_NAME
     if not path.exists():
-        _write_node(path.parent, engine)
+        _write_node(path, engine, api_listen or USUAL.api_listen, admin_listen or USUAL.admin_listen)
     loaded = _with_listeners(load_whole(path), api_listen, admin_listen)
     loaded = with_free_ports(loaded)
     with Children() as children:
-        chosen = choose(loaded, children, engine=engine, vllm_python=vllm_python, model=model)
+        chosen = named or choose(loaded, children, vllm_python=vllm_python, model=model)
         if chosen.engines is not None:
             loaded = replaced(loaded, engine=chosen.engines)
         note("\n".join(chosen.says))
@@ -100,9 +101,16 @@ def replaced(config: "NodeConfig", **sections: object) -> "NodeConfig":
     return config.model_copy(update=sections)
 
 
-def _write_node(folder: Path, engine: str) -> None:
-    engines = (EngineChoice("big", engine),) if engine else ()  # what was found by chance is not written down
-    made = make_node(folder, NodeChoices(name=machine_name(), engines=engines))
+def _write_node(path: Path, engine: str, api: str, admin: str) -> None:
+    _check_free(path, (("api", api), ("admin", admin)))
+    choices = NodeChoices(
+        name=machine_name(),
+        api_listen=api,
+        open=is_open_to_loopback_only(api),
+        admin_listen=admin,
+        engines=(EngineChoice("big", engine),) if engine else (),  # what was found by chance is not written down
+    )
+    made = make_node(path.parent, choices)
     say(f"wrote a new node into {made.folder} (move {made.root_key} to a safe place)")
 
 
@@ -130,13 +138,7 @@ def with_free_ports(config: "NodeConfig") -> "NodeConfig":
     """
     from fednode.config import load_peers
 
-    for name, listen in (("api", config.api.listen), ("admin", config.admin.listen)):
-        if why := trouble(listen):
-            raise Failure(
-                f"{listen} {why} ({name}.listen): stop it, or the node that runs already; or change the line "
-                f"in {config.path}; or give --{name}-listen 127.0.0.1:PORT "
-                f"(make run ARGS='--{name}-listen 127.0.0.1:PORT')"
-            )
+    _check_free(config.path, (("api", config.api.listen), ("admin", config.admin.listen)))
     federation = config.federation
     taken = [
         (name, listen, why)
@@ -157,14 +159,20 @@ def with_free_ports(config: "NodeConfig") -> "NodeConfig":
     return replaced(config, federation=federation.model_copy(update=changes))
 
 
-def choose(
-    config: "NodeConfig", children: Children, *, engine: str, vllm_python: Path | None, model: Path | None
-) -> Chosen:
-    """Return the engines of this run: the one that was named, those of node.toml, what answers here, or a stand-in."""
+def _check_free(path: Path, listens: Sequence[tuple[str, str]]) -> None:
+    for name, listen in listens:
+        if not listen.startswith("unix:") and (why := trouble(listen)):
+            raise Failure(
+                f"{listen} {why} ({name}.listen): stop it, or the node that runs already; or change the line "
+                f"in {path}; or give --{name}-listen 127.0.0.1:PORT "
+                f"(make run ARGS='--{name}-listen 127.0.0.1:PORT')"
+            )
+
+
+def choose(config: "NodeConfig", children: Children, *, vllm_python: Path | None, model: Path | None) -> Chosen:
+    """Return the engines of this run: a vLLM of ours, those of node.toml, what answers here, or a stand-in."""
     from fednode.agent.probe import probe_ports
 
-    if engine:
-        return _named(engine)
     if vllm_python and model:
         url = start_vllm(children, vllm_python, model, config.base / "vllm.log")
         return Chosen(
@@ -261,18 +269,22 @@ def _ready(admin: Admin) -> bool:
 
 def banner(config: "NodeConfig") -> list[str]:
     """Return what to do with a node that runs."""
+    from router.config import load
+
+    found = load(config.path).admin == config.admin  # else commands that read the file look for it elsewhere
     api = shown_url(config.api.listen)
     key = "" if config.api.open else ' -H "Authorization: Bearer $KEY"'
     lines = [
         "",
         f"  API        {api}/v1        (any OpenAI client; model: auto)",
-        f"  dashboard  {shown_url(config.admin.listen)}/",
+        *([] if config.admin.unix_path else [f"  dashboard  {shown_url(config.admin.listen)}/"]),
         f"  node       {config.path}",
         "",
         "  Try it:",
         f"  {curl(api, key)}",
         "",
-        f"  Stop it with Ctrl-C. In another terminal: {this_command()} status --config {config.path}",
+        "  Stop it with Ctrl-C."
+        + (f" In another terminal: {this_command()} status --config {config.path}" if found else ""),
         "",
     ]
     if key:

@@ -21,13 +21,13 @@ _SPANS: Final = {"m": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 604_800.0}
 _TOTALS: Final = ("requests", "attempts", "prompt_tokens", "cached_tokens", "output_tokens", "cost_usd")
 
 _ROW_COLUMNS: Final = (
-    Column("at (UTC)", 14),
+    Column("at (UTC)", 11),
     Column("member", 10),
     Column("route", 10),
-    Column("node", 12),
-    Column("prompt", 6, right=True),
-    Column("output", 6, right=True),
-    Column("outcome", 12),
+    Column("node", 10),
+    Column("in", 4, right=True),
+    Column("out", 4, right=True),
+    Column("outcome", 9),
     Column("model", 60),
 )
 _TOTAL_COLUMNS: Final = (
@@ -102,7 +102,7 @@ def row_lines(rows: Sequence[Mapping[str, Any]], columns_max: int) -> list[Line]
         [
             Row(
                 (
-                    datetime.fromtimestamp(row["at"], UTC).strftime("%m-%d %H:%M:%S"),
+                    datetime.fromtimestamp(row["at"], UTC).strftime("%m-%d %H:%M"),
                     row["member"],
                     row["route"],
                     row["node"],

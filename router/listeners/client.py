@@ -72,11 +72,6 @@ class ClientListener:
             await asyncio.wait(self._tasks, timeout=1.0)
         await self._server.stop()
 
-    def break_off(self) -> None:
-        """End what is under way now: the operator asked twice."""
-        for task in tuple(self._tasks):
-            task.cancel()
-
     # --- Application -------------------------------------------------------------------------------------------
 
     def body_bytes_max(self) -> int:
@@ -188,7 +183,7 @@ class ClientListener:
 
 
 def _require(method: str, wanted: str, path: str) -> None:
-    if method != wanted:
+    if method != wanted and (method, wanted) != ("HEAD", "GET"):
         raise RequestError(f"{path} takes {wanted}, not {method}", status=405, code="method_not_allowed")
 
 

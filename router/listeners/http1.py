@@ -22,7 +22,9 @@ PIPELINE_MAX: Final = 8  # requests read ahead of the one being answered; then r
 HEAD_S: Final = 30.0  # to send a whole head: longer is a slow-loris
 BODY_S: Final = 120.0  # of silence inside a body
 IDLE_S: Final = 75.0  # kept open between requests, as nginx does
-LINGER_S: Final = 5.0  # after an early refusal: read on, so that the client gets to see the answer (RFC 9112, 9.6)
+LINGER_S: Final = 5.0  # of silence after an early refusal: read on, so that the client gets to see the answer
+LINGER_MAX_S: Final = 60.0  # in all: 32 MiB at 5 Mbit/s (RFC 9112, 9.6)
+READER_S: Final = 120.0  # a client that takes not one byte for so long is gone; its engine's memory is others'
 WRITE_HIGH_BYTES: Final = 262_144  # buffered for a slow reader before its upstream is paused
 SWEEP_S: Final = 1.0
 
@@ -44,7 +46,7 @@ class Incoming:
 
 @dataclass(frozen=True, slots=True)
 class EarlyAnswer:
-    """An answer that does not wait for the body: status, headers and bytes."""
+    """An answer by the head alone, which does not wait for the body: status, headers and bytes."""
 
     status: int
     headers: Sequence[tuple[str, str]]
@@ -55,7 +57,7 @@ class Application(Protocol):
     """What the protocol serves."""
 
     def early(self, method: str, path: str, headers: dict[str, str], length: int | None) -> EarlyAnswer | None:
-        """Judge a head before its body is read; an answer here ends the connection."""
+        """Judge a head before its body is read; an answer here ends the connection, unless there is no body."""
         ...
 
     def body_bytes_max(self) -> int:
@@ -75,15 +77,28 @@ class Application(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A request that waits for its answer, or one that is refused by its head."""
+
+    what: Incoming | EarlyAnswer
+    keep_alive: bool
+    may_chunk: bool  # HTTP/1.0 knows no chunks
+    bodiless: bool  # HEAD
+
+
 class Response:
     """The answer to one request: a `ClientSide` over one connection."""
 
-    __slots__ = ("_call", "_chunked", "_connection", "_head", "_keep_alive", "_may_chunk", "done", "head_sent")
+    __slots__ = (
+        "_bodiless", "_call", "_chunked", "_connection", "_head", "_keep_alive", "_may_chunk", "done", "head_sent",
+    )  # fmt: skip
 
-    def __init__(self, connection: "Connection", *, keep_alive: bool, may_chunk: bool) -> None:
+    def __init__(self, connection: "Connection", *, keep_alive: bool, may_chunk: bool, bodiless: bool = False) -> None:
         self._connection = connection
         self._keep_alive = keep_alive and may_chunk
         self._may_chunk = may_chunk  # HTTP/1.0 has no chunks: its streams end with the connection
+        self._bodiless = bodiless  # a HEAD request: the head of its answer is all of it
         self._head: bytes = b""
         self._chunked = False
         self._call: Call | None = None
@@ -111,7 +126,7 @@ class Response:
 
     def write(self, chunk: bytes) -> None:
         """Send body bytes."""
-        if self.done or not chunk:
+        if self.done or not chunk or self._bodiless:
             return
         if self._chunked:
             chunk = b"%b%x\r\n%b\r\n" % (self._head, len(chunk), chunk)
@@ -167,10 +182,13 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
-        self._waiting: deque[tuple[Incoming, bool]] = deque()
+        self._waiting: deque[_Turn] = deque()
         self._response: Response | None = None
         self._task: asyncio.Task[None] | None = None
-        self._lingering = False
+        self._lingering = False  # refused: what still comes is read and dropped
+        self._lingering_since = 0.0
+        self._unsent_bytes = 0  # as of the last sweep
+        self._refusal: EarlyAnswer | None = None  # of a request without a body: its connection lives on
         self._closing = False
         self.writing_paused = False
         self.quiet_since = loop.time()
@@ -213,9 +231,9 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser."""
+        self.quiet_since = self._loop.time()
         if self._lingering or self._closing:
             return  # read and dropped; the sweep ends it
-        self.quiet_since = self._loop.time()
         if self._in_head:
             self._head_bytes += len(data)  # an upper bound: it may hold body bytes, which are then subtracted
         try:
@@ -244,6 +262,8 @@ class Connection(asyncio.Protocol):
         key = name.decode("latin-1").lower()
         if key == "host" and key in self._headers:
             self._fault = "more than one Host header"
+        if key == "transfer-encoding" and key in self._headers:
+            self._fault = "more than one Transfer-Encoding header"
         if len(self._headers) >= HEADERS_MAX:
             self._fault = f"more than {HEADERS_MAX} headers"
             return
@@ -253,6 +273,8 @@ class Connection(asyncio.Protocol):
         """Judge the head before the body comes."""
         self._in_head = False
         self._head_bytes = 0
+        if self._lingering:
+            return
         fault = self._fault or self._head_fault()
         if fault:
             self._refuse(self._app.malformed(fault))
@@ -260,12 +282,16 @@ class Connection(asyncio.Protocol):
         path = self._target.split(b"?", 1)[0].decode("latin-1")
         self._method = self._parser.get_method().decode("ascii")
         self._path = path
-        length = self._headers.get("content-length")
-        answer = self._app.early(self._method, path, self._headers, int(length) if length else None)
+        length = int(self._headers.get("content-length") or 0)
+        chunked = "transfer-encoding" in self._headers
+        answer = self._app.early(self._method, path, self._headers, None if chunked else length)
         if answer is not None:
-            self._refuse(answer)
-        elif self._headers.get("expect", "").lower() == "100-continue":
-            self.send(_CONTINUE)
+            if length or chunked:
+                self._refuse(answer)
+            else:
+                self._refusal = answer
+        elif self._headers.get("expect", "").lower() == "100-continue" and self._response is None:
+            self.send(_CONTINUE)  # never into another answer
 
     def on_body(self, body: bytes) -> None:
         """Collect the body, up to its bound."""
@@ -282,10 +308,13 @@ class Connection(asyncio.Protocol):
         if self._lingering:
             return
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        incoming = Incoming(self._method, self._path, self._headers, body, self._parser.get_http_version())
-        keep_alive = self._parser.should_keep_alive()
+        version = self._parser.get_http_version()
+        refusal = self._refusal
+        what = refusal or Incoming(self._method, self._path, self._headers, body, version)
+        keep_alive = self._parser.should_keep_alive() and (refusal is None or refusal.status < 500)
+        turn = _Turn(what, keep_alive, may_chunk=version == "1.1", bodiless=self._method == "HEAD")
         self._reset_head()
-        self._waiting.append((incoming, keep_alive))
+        self._waiting.append(turn)
         if self._response is None:
             self._next()
         elif len(self._waiting) >= PIPELINE_MAX and self._transport is not None:
@@ -296,19 +325,26 @@ class Connection(asyncio.Protocol):
     def _next(self) -> None:
         if not self._waiting or self._closing:
             return
-        incoming, keep_alive = self._waiting.popleft()
+        turn = self._waiting.popleft()
         if self._transport is not None and len(self._waiting) == PIPELINE_MAX - 1:
             self._transport.resume_reading()
-        response = Response(self, keep_alive=keep_alive, may_chunk=incoming.version == "1.1")
+        response = Response(self, keep_alive=turn.keep_alive, may_chunk=turn.may_chunk, bodiless=turn.bodiless)
         self._response = response
-        task = self._app.handle(incoming, response)
+        if isinstance(turn.what, EarlyAnswer):
+            answer = turn.what
+            response.start(answer.status, answer.headers, len(answer.body))
+            response.write(answer.body)
+            response.finish()
+            return
+        task = self._app.handle(turn.what, response)
         if task is not None and not response.done:
             self._task = task
             task.add_done_callback(self._task_ended)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
-        if task is self._task:
-            self._task = None
+        if task is not self._task:
+            return  # it answered long ago, and the next request may be under way
+        self._task = None
         if self._response is not None and not self._response.done and not self._closing:
             self._response.abort()  # it raised, or was cancelled by a shutdown: never a silent half answer
 
@@ -322,7 +358,9 @@ class Connection(asyncio.Protocol):
         self._response = None
         self._task = None
         self.quiet_since = self._loop.time()
-        if not keep_alive:
+        if not keep_alive and self._lingering and not self._waiting:
+            self._half_close()
+        elif not keep_alive:
             self.close_after_flush()
         elif self._waiting:
             self._loop.call_soon(self._next)
@@ -334,30 +372,45 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def _refuse(self, answer: EarlyAnswer) -> None:
-        """Answer before the request is complete, then read on for a moment so that the answer arrives."""
+        """Answer before the request is complete, in its turn, then read on so that the answer arrives."""
         if self._lingering or self._closing:
             return
         self._lingering = True
+        self._lingering_since = self._loop.time()
         self._in_head = False
-        response = Response(self, keep_alive=False, may_chunk=True)
-        response.start(answer.status, answer.headers, len(answer.body))
-        self.send(response._head + answer.body)  # noqa: SLF001  # the same module's other half
+        self._waiting.append(_Turn(answer, keep_alive=False, may_chunk=True, bodiless=self._method == "HEAD"))
+        self._body.clear()
+        if self._response is None:
+            self._next()
+
+    def _half_close(self) -> None:
+        """Say that nothing follows, and leave the other direction open."""
         if self._transport is not None and self._transport.can_write_eof():
             self._transport.write_eof()
 
     def sweep(self, now: float) -> None:
         """Close what has been silent for too long. Called once a second for all connections."""
+        transport = self._transport
+        if transport is None:
+            return
+        unsent_bytes = transport.get_write_buffer_size()
+        behind = self.writing_paused or self._response is None
+        if unsent_bytes < self._unsent_bytes or (unsent_bytes and not behind):
+            self.quiet_since = now  # it reads
+        self._unsent_bytes = unsent_bytes
         quiet_s = now - self.quiet_since
-        if self._lingering:
-            limit_s = LINGER_S
+        if unsent_bytes:
+            limit_s = READER_S
+        elif self._lingering and self._response is None:
+            limit_s = LINGER_S if now - self._lingering_since < LINGER_MAX_S else 0.0
         elif self._response is not None:
             return  # the exchange has its own timers
         elif self._in_head:
             limit_s = HEAD_S
         else:
             limit_s = BODY_S if self._method else IDLE_S
-        if quiet_s > limit_s and self._transport is not None:
-            self._transport.abort()
+        if quiet_s > limit_s:
+            transport.abort()
 
     @property
     def busy(self) -> bool:
@@ -369,13 +422,14 @@ class Connection(asyncio.Protocol):
     def _reset_head(self) -> None:
         self._method = ""
         self._path = ""
-        self._target = b""
+        self._target: bytes = b""
         self._headers: dict[str, str] = {}
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._head_bytes = 0
         self._in_head = False
         self._fault = ""
+        self._refusal = None
 
     def _head_fault(self) -> str:
         version = self._parser.get_http_version()
@@ -384,6 +438,8 @@ class Connection(asyncio.Protocol):
         coding = self._headers.get("transfer-encoding")
         if coding is not None and coding.strip().lower() != "chunked":
             return f"transfer-encoding {coding!r} is not understood, only chunked is"
+        if coding is not None and version != "1.1":
+            return "transfer-encoding belongs to HTTP/1.1"
         if not self._target.startswith(b"/"):
             return "the request target must be a path"
         return ""

@@ -3,6 +3,7 @@
 A pure machine: times come in, `Standing` is read off. Opinions stay local; nothing here is ever told to a peer.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +18,9 @@ SLOWNESS_WEIGHT: Final = 0.2  # of the newest sample: five samples move the opin
 SLOWNESS_MIN: Final = 1.0
 SLOWNESS_MAX: Final = 3.0
 SAMPLE_RATIO_MAX: Final = 10.0  # one stuck request is not ten slow ones
+FADE_HALF_S: Final = 30.0  # an opinion without news loses half its weight: whoever is avoided for it brings no news
+FADE_STEP_S: Final = 5.0  # it fades in steps, so that a view of it stays good for a while
+FADED: Final = 0.05  # of 1, what is left of an opinion then changes no ranking
 PROMISE_FLOOR_S: Final = 0.25  # below, the ratio measures the network's jitter
 QUARANTINE_SAMPLES: Final = 5
 QUARANTINE_S: Final = 60.0  # then one trial; doubling like the circuit
@@ -34,8 +38,10 @@ class Circuit:
     open_until: Instant = NEVER
     on_trial: bool = False  # half-open: the time is over, no answer yet
     returned_at: Instant = NEVER
-    ratio: float = 1.0  # EWMA of observed / promised, not clipped
-    samples: int = 0
+    ratio: float = 1.0  # EWMA of observed / promised, faults at the SLO time, not clipped
+    ratio_at: Instant = NEVER
+    kept: float = 1.0  # the same over answers alone: whoever fails has not lied
+    samples: int = 0  # of answers
     quarantines: int = 0
     quarantined_until: Instant = NEVER
     wait_until: Instant = NEVER
@@ -60,36 +66,58 @@ class Circuit:
             self.on_trial = True
             self.faults = 0
 
+    def late(self, *, observed_s: float, promised_s: float, now: Instant) -> None:
+        """Hear of a failed attempt, which counts with the SLO time: a box that fails fast must not look quick."""
+        self._learn(_sample(observed_s, promised_s), now)
+
     def promised(self, *, observed_s: float, promised_s: float, now: Instant, quarantine: bool) -> None:
-        """Compare a time to first token with what was promised. A failed attempt counts with the SLO time."""
-        sample = min(SAMPLE_RATIO_MAX, max(0.0, observed_s) / max(PROMISE_FLOOR_S, promised_s))
+        """Compare a time to first token with what was promised."""
+        sample = _sample(observed_s, promised_s)
         on_trial = self.quarantines > 0 and now >= self.quarantined_until
         if on_trial and sample < SLOWNESS_MAX:  # it held its word: trust returns half-way, not in ten trials
-            self.ratio = (sample + SLOWNESS_MAX) / 2
+            self.ratio = self.kept = (sample + SLOWNESS_MAX) / 2
+            self.ratio_at = now
         else:
-            self.ratio += SLOWNESS_WEIGHT * (sample - self.ratio)
+            self._learn(sample, now)
+            self.kept += SLOWNESS_WEIGHT * (sample - self.kept)
         self.samples = min(self.samples + 1, 1_000_000)
         if not quarantine or self.samples < QUARANTINE_SAMPLES:
             return
-        if self.ratio >= SLOWNESS_MAX and now >= self.quarantined_until:
+        if self.kept >= SLOWNESS_MAX and now >= self.quarantined_until:
             self.quarantined_until = Instant(now + min(OPEN_MAX_S, QUARANTINE_S * 2.0 ** min(self.quarantines, 10)))
             self.quarantines += 1
-        elif self.ratio < SLOWNESS_MAX:
+        elif self.kept < SLOWNESS_MAX:
             self.quarantines = 0
+
+    def _learn(self, sample: float, now: Instant) -> None:
+        ratio = self._ratio(now)
+        self.ratio = ratio + SLOWNESS_WEIGHT * (sample - ratio)
+        self.ratio_at = now
+
+    def _ratio(self, now: Instant) -> float:
+        """Return the ratio as it has faded since the last news."""
+        if self.ratio_at == NEVER:
+            return self.ratio
+        steps = max(0.0, (now - self.ratio_at) // FADE_STEP_S)
+        return 1.0 + (self.ratio - 1.0) * math.exp2(-steps * FADE_STEP_S / FADE_HALF_S)
 
     def told_to_wait(self, retry_after_s: float, now: Instant) -> None:
         """Hear a Retry-After. The longest one stands."""
         self.wait_until = max(self.wait_until, Instant(now + min(RETRY_AFTER_MAX_S, max(0.0, retry_after_s))))
 
     def returned(self, now: Instant) -> None:
-        """Hear that a peer came back from avoid or down: it starts cold, its faults forgotten."""
+        """Hear that a peer came back from avoid or down: it starts cold, its faults forgotten.
+
+        An open circuit is half-open from now on: what it was opened for has ended, and one trial will tell.
+        """
         self.faults = 0
         self.returned_at = now
+        self.open_until = min(self.open_until, now)
+        self.ratio = 1.0
 
-    @property
-    def slowness(self) -> float:
-        """The factor on its promises, within [1, 3]."""
-        return min(SLOWNESS_MAX, max(SLOWNESS_MIN, self.ratio))
+    def slowness(self, now: Instant) -> float:
+        """Return the factor on its promises, within [1, 3]."""
+        return min(SLOWNESS_MAX, max(SLOWNESS_MIN, self._ratio(now)))
 
     def trial_limit(self, now: Instant) -> int | None:
         """Return how many of our requests may be there at once; None = any number."""
@@ -104,4 +132,10 @@ class Circuit:
         step_ends_at = Instant(now + SLOW_START_STEP_S - (now - self.returned_at) % SLOW_START_STEP_S)
         if self.returned_at != NEVER and now - self.returned_at < SLOW_START_STEP_S * SLOW_START_STEPS:
             ends.append(step_ends_at)
+        if self._ratio(now) > SLOWNESS_MIN + FADED:
+            ends.append(Instant(now + FADE_STEP_S - (now - self.ratio_at) % FADE_STEP_S))
         return min(ends, default=END_OF_TIME)
+
+
+def _sample(observed_s: float, promised_s: float) -> float:
+    return min(SAMPLE_RATIO_MAX, max(0.0, observed_s) / max(PROMISE_FLOOR_S, promised_s))

@@ -36,13 +36,14 @@ class Standings:
         )
 
     def failed(self, key: str, *, slo_s: float, promised_s: float, now: Instant) -> None:
-        """Hear of a fault of this candidate: it counts against the circuit, and with the SLO time, not its own.
-
-        A box that fails fast must not look quick.
-        """
+        """Hear of a fault of this candidate: it counts against the circuit, and with the SLO time, not its own."""
         circuit = self._touch(key)
         circuit.failed(now)
-        circuit.promised(observed_s=slo_s, promised_s=promised_s, now=now, quarantine=False)
+        circuit.late(observed_s=slo_s, promised_s=promised_s, now=now)
+
+    def late(self, key: str, *, slo_s: float, promised_s: float, now: Instant) -> None:
+        """Hear of a fault of an engine of our own, whose circuit is the agent's: only its time counts here."""
+        self._touch(key).late(observed_s=slo_s, promised_s=promised_s, now=now)
 
     def told_to_wait(self, key: str, retry_after_s: float, now: Instant) -> None:
         """Hear a refusal with Retry-After: no fault, but nothing more until it is over."""
@@ -92,7 +93,7 @@ class Standings:
             inflight_tokens=sums.new_tokens,
             inflight=sums.requests,
             inflight_kv_tokens=sums.kv_tokens,
-            slowness=circuit.slowness,
+            slowness=circuit.slowness(now),
             circuit_open=now < circuit.open_until,
             trial_limit=circuit.trial_limit(now),
             wait_until_s=max(0.0, circuit.wait_until - now),

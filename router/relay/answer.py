@@ -33,6 +33,39 @@ def answer_headers(request_id: str, step: Step, plan: Plan, attempts: int, *, st
     ]
 
 
+def early_headers(request_id: str) -> list[tuple[str, str]]:
+    """Return the headers of a stream whose client would wait no longer for a head: who serves it is not known yet."""
+    return [
+        EVENT_STREAM,
+        ("cache-control", "no-cache"),
+        ("x-fednode-request-id", request_id),
+        ("x-request-id", request_id),
+    ]
+
+
+def stopping() -> RequestError:
+    """Return the error for an exchange that is broken off because this node stops."""
+    return RequestError(
+        "server error: this node is stopping; please retry",
+        status=503,
+        kind="server_error",
+        code="stopping",
+        retry_after_s=RETRY_S,
+        culprit=Culprit.POLICY,
+    )
+
+
+def our_fault() -> RequestError:
+    """Return the error for an exchange that a fault of this node's own ended."""
+    return RequestError(
+        "server error: this node failed on the request; please retry",
+        status=500,
+        kind="server_error",
+        code="internal_error",
+        culprit=Culprit.POLICY,
+    )
+
+
 def _header(text: str) -> str:
     """Return text as a header value: printable ASCII, one line."""
     return "".join(letter if " " <= letter <= "~" else "?" for letter in text[:HEADER_CHARS_MAX])

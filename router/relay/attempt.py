@@ -48,7 +48,7 @@ class Attempt:
 
     __slots__ = (
         "_body", "_call", "_content", "_dead", "_error_status", "_future", "_headers", "_loop", "_on_content", "_order",
-        "_out", "_patience", "_retry_after_s", "_started", "_timer", "_touched", "_ttft_s", "_watch",
+        "_out", "_patience", "_paused", "_retry_after_s", "_started", "_timer", "_touched", "_ttft_s", "_watch",
     )  # fmt: skip
 
     def __init__(
@@ -58,6 +58,7 @@ class Attempt:
         patience: Patience,
         *,
         hide_usage: bool,
+        choices: int,
         on_content: Callable[[int | None], None],
         dead: Callable[[float], str],
     ) -> None:
@@ -71,12 +72,13 @@ class Attempt:
         self._patience = patience
         self._on_content = on_content
         self._dead = dead
-        self._watch = StreamWatch(hide_usage=hide_usage) if order.stream else None
+        self._watch = StreamWatch(hide_usage=hide_usage, choices=choices) if order.stream else None
         self._body = bytearray()
         self._headers: Mapping[str, str] = {}
         self._error_status = 0
         self._retry_after_s: float | None = None
         self._content = False
+        self._paused = False
         self._ttft_s: float | None = None
         self._call: Call | None = None
         self._future: asyncio.Future[Verdict] = self._loop.create_future()
@@ -87,7 +89,7 @@ class Attempt:
         """Run to the end. Cancelling it closes the upstream's connection at once."""
         self._arm(min(1.0, self._patience.first_event_s, self._patience.whole_s))
         self._call = upstream.open(self._order, self)
-        self._out.attach(self._call)
+        self._out.attach(self)
         try:
             return await self._future
         finally:
@@ -95,6 +97,30 @@ class Attempt:
                 self._timer.cancel()
             self._out.attach(None)
             self._call.abort()  # nothing, if it ended by itself
+
+    def so_far(self) -> Verdict:
+        """Return what an attempt that nobody waits for any more has used: the engine's count, or what passed by."""
+        return Verdict(self._usage(), None, self._ttft_s, content=self._content)
+
+    # --- Call: what the client's end holds -----------------------------------------------------------------------
+
+    def abort(self) -> None:
+        """Close the upstream's connection."""
+        if self._call is not None:
+            self._call.abort()
+
+    def pause(self) -> None:
+        """Stop reading. Silence is ours from now on, not the upstream's: no stall is counted."""
+        self._paused = True
+        if self._call is not None:
+            self._call.pause()
+
+    def resume(self) -> None:
+        """Read on."""
+        self._paused = False
+        self._touched = self._loop.time()
+        if self._call is not None:
+            self._call.resume()
 
     # --- Hearing -----------------------------------------------------------------------------------------------
 
@@ -109,6 +135,8 @@ class Attempt:
 
     def data(self, chunk: bytes) -> None:
         """Hear bytes."""
+        if self._future.done():
+            return  # judged; the call is closed within this turn of the loop
         watch = self._watch
         if self._error_status or watch is None:
             limit = ERROR_BYTES_MAX if self._error_status else ANSWER_BYTES_MAX
@@ -119,6 +147,9 @@ class Attempt:
             return
         events = watch.content_events
         forward = watch.feed(chunk)
+        if watch.loss is not None and not self._content:
+            self._lose(watch.loss)  # nothing of it went out: the next attempt stays invisible
+            return
         if watch.content_events != events:
             self._touched = self._loop.time()
             if not self._content:
@@ -142,15 +173,22 @@ class Attempt:
             self._finish_whole()
         else:
             last = self._watch.end()
+            if self._watch.loss is not None and not self._content:
+                self._lose(self._watch.loss)
+                return
+            if last:
+                if not self._content:
+                    self._first_content()
+                self._out.write(last)
             if self._watch.loss is not None:
                 self._lose(self._watch.loss)
             else:
-                if last:
-                    self._out.write(last)
                 self._finish_stream()
 
     def lost(self, loss: Loss) -> None:
         """Hear that the transport failed."""
+        if self._future.done():
+            return
         if self._watch is not None and self._watch.finish and self._watch.loss is None:
             self._finish_stream()  # all of the answer is here; only its terminator went missing
         elif self._error_status:
@@ -173,7 +211,7 @@ class Attempt:
             self._first_content()
             self._out.write(watch.release())
         self._out.write(DONE)
-        self._future.set_result(Verdict(watch.usage, None, self._ttft_s, content=True))
+        self._future.set_result(Verdict(self._usage(), None, self._ttft_s, content=True))
 
     def _finish_whole(self) -> None:
         body = bytes(self._body)
@@ -197,11 +235,16 @@ class Attempt:
     def _lose(self, loss: Loss) -> None:
         if self._future.done():
             return
-        usage = self._watch.usage if self._watch is not None else Usage()
-        if self._watch is not None and not usage.output_tokens:
-            # the engine's count never came: what we saw is what was produced
-            usage = Usage(self._order.prompt_tokens if self._content else 0, 0, self._watch.content_events)
-        self._future.set_result(Verdict(usage, loss, self._ttft_s, content=self._content))
+        self._future.set_result(Verdict(self._usage(), loss, self._ttft_s, content=self._content))
+
+    def _usage(self) -> Usage:
+        """Return the engine's count; where it never came, what we saw: an event is taken for a token."""
+        watch = self._watch
+        if watch is None:
+            return Usage()
+        if watch.usage.output_tokens or not self._content:
+            return watch.usage
+        return Usage(watch.usage.prompt_tokens or self._order.prompt_tokens, 0, watch.content_events)
 
     # --- time --------------------------------------------------------------------------------------------------
 
@@ -221,6 +264,8 @@ class Attempt:
             self._finish_stream()
         elif age_s >= patience.deadline_s:
             self._lose(Loss(LossKind.DEADLINE, Culprit.CLIENT, f"not done within {patience.deadline_s:.0f} s", 504))
+        elif self._paused:
+            self._arm(1.0)  # the client's own slowness is its listener's to bound
         elif self._content:
             self._look_on(now - self._touched, patience.stall_s, LossKind.STALL, "no token for")
         elif self._order.stream:

@@ -149,16 +149,17 @@ class Desk:
             self.standings.told_to_wait(target.key, loss.retry_after_s, now)
         if loss.culprit in {Culprit.CLIENT, Culprit.POLICY} or loss.kind in _NO_FAULT or loss.kind is LossKind.LIMITED:
             return
-        self.standings.failed(
-            target.key,
-            slo_s=slo_ttft_s(dispatch.prompt_tokens, PREFILL_USUAL_TPS),
-            promised_s=raw_ttft_s(dispatch.step.cost),
-            now=now,
-        )
+        slo_s = slo_ttft_s(dispatch.prompt_tokens, PREFILL_USUAL_TPS)
+        promised_s = raw_ttft_s(dispatch.step.cost)
         reason = f"{loss.kind.value}: {loss.detail}"
         if target.tier is Tier.HOME:
+            # an engine of our own is judged by the agent, which also sees it come back; a second circuit on top
+            # would keep it closed for half a minute after it has
+            self.standings.late(target.key, slo_s=slo_s, promised_s=promised_s, now=now)
             self._sink.engine_failed(target.endpoint, reason)
-        elif target.tier is Tier.PEER and loss.culprit is Culprit.LINK:
+            return
+        self.standings.failed(target.key, slo_s=slo_s, promised_s=promised_s, now=now)
+        if target.tier is Tier.PEER and loss.culprit is Culprit.LINK:
             self._sink.peer_fell_silent(NodeId(target.endpoint), reason)
 
     def _hear(self, peers: tuple[PeerView, ...]) -> None:

@@ -34,7 +34,15 @@ from router.model.plan import Gate, Plan, Step
 from router.model.request import PathRules, PathsServed, Request, Surface, Tier
 from router.model.summary import AttemptSummary, Outcome, Summary
 from router.policy.decide import decide
-from router.relay.answer import answer_headers, lost_for_good, nobody_can, unknown_model
+from router.relay.answer import (
+    answer_headers,
+    early_headers,
+    lost_for_good,
+    nobody_can,
+    our_fault,
+    stopping,
+    unknown_model,
+)
 from router.relay.attempt import Attempt, Patience, Verdict
 from router.relay.client_side import Arrival, ClientSide
 from router.relay.desk import Desk, Dispatch
@@ -55,6 +63,7 @@ DEAD_AFTER_S: Final = 2.0  # of silence, before the engine's own health is asked
 IDLE_FIGURES_S: Final = 2.0  # how fresh "the engine works on nothing" must be
 WHOLE_TOKEN_S: Final = 0.1  # an unstreamed answer may take so long per token where the engine's step is unknown
 WHOLE_TOKENS: Final = 4_096  # and is expected to have so many where no limit was given
+KEEPALIVE: Final = b": keep-alive\n\n"  # an SSE comment: every client reads over it, and its idle timer starts anew
 NOTHING_SERVED: Final = PathsServed(near=frozenset(), anywhere=frozenset())
 NO_COST: Final = (LossKind.CONNECT, LossKind.REDIRECT, LossKind.DECLINED, LossKind.STALE)
 
@@ -103,8 +112,14 @@ class Pipeline:
             await run.go()
         except asyncio.CancelledError:
             run.abandon()
+            if self.stopping:
+                run.broken_off()
+            raise
+        except Exception:
+            run.broken_down()  # a fault of ours: the client hears of it, the books close, the task tells the log
             raise
         finally:
+            run.hush()
             self.open_exchanges -= 1
             self.publish(run.summary())
 
@@ -127,6 +142,10 @@ class _Run:
         self._exchange = Exchange()
         self._attempts: list[AttemptSummary] = []
         self._tried: set[str] = set()
+        self._too_small: set[str] = set()  # their window is known not to hold this request
+        self._held_since: float | None = None
+        self._beat: asyncio.TimerHandle | None = None
+        self._head_alone = False  # the head went out ahead of any content, to keep an idle client
         self._refused: Mapping[str, str] = {}
         self._asked = ""
         self._stream = False
@@ -137,7 +156,8 @@ class _Run:
         self._decide_us = 0.0
         self._prefill_starts = 0
         self._redirects = 0
-        self._current: tuple[Step, Dispatch, float] | None = None
+        self._current: tuple[Step, Dispatch, float, Attempt] | None = None
+        self._plan: Plan | None = None
         self._visitor: Visitor | None = None
         self._last: Loss | None = None
 
@@ -150,21 +170,24 @@ class _Run:
             request = request_of(self._arrival, draft, self._id, self._pipe.desk.ratios, self._pipe.timeouts)
             if self._arrival.hop is None:
                 self._pipe.desk.retries.request(self._arrival.received_at)
+                if draft.stream:
+                    waited_s = self._pipe.clock.now() - self._arrival.received_at
+                    self._beat_in(self._pipe.timeouts.keepalive_s - waited_s)
             await self._attempt_until_done(draft, request)
         except RequestError as error:
             self._exchange.on(LostForGood(Loss(LossKind.CLIENT_FAULT, error.culprit, error.message, error.status)))
             self._refuse(error)
 
     async def _attempt_until_done(self, draft: Draft, request: Request) -> None:
-        hold_until = min(request.deadline_at, self._arrival.received_at + HOLD_S)
         if self._arrival.hop is None and self._pipe.facts.snapshot().peers:
             request = replace(request, peer_keys_bad=keys_a_peer_refuses(request.surface, draft.body.raw))
         while True:
             plan = self._decide(request)
             if not plan.steps:
-                if not await self._may_wait(plan, hold_until):
+                if not await self._may_wait(plan, request):
                     raise self._nobody(plan)
                 continue
+            self._held_since = None
             step = plan.steps[0]
             if self._arrival.hop is not None and self._visitor is None:
                 self._visitor = self._pipe.door.admit(self._arrival.hop, plan, self._pipe.facts.snapshot())
@@ -188,18 +211,21 @@ class _Run:
     def _decide(self, request: Request) -> Plan:
         """Decide, on a fresh snapshot, before every attempt."""
         started = time.perf_counter_ns()
-        if self._tried:
-            request = replace(request, tried=frozenset(self._tried))
+        if self._tried or self._too_small:
+            request = replace(request, tried=frozenset(self._tried | self._too_small))
         plan = self._pipe.plan(request, self._pipe.facts.snapshot())
         self._decide_us += (time.perf_counter_ns() - started) / 1_000
         self._refused = plan.refused
         self._reason = f"{plan.path_reason}, {plan.reason}" if plan.reason else plan.path_reason
         return plan
 
-    async def _may_wait(self, plan: Plan, hold_until: float) -> bool:
+    async def _may_wait(self, plan: Plan, request: Request) -> bool:
         """Wait a moment for somebody to become able to serve. False: it would not help, or the time is over."""
-        helps = plan.known_model and plan.retry_after_s > 0 and self._arrival.hop is None
-        left_s = hold_until - self._pipe.clock.now()
+        helps = plan.known_model and plan.retry_after_s > 0 and self._arrival.hop is None and not self._too_small
+        now = self._pipe.clock.now()
+        if self._held_since is None:
+            self._held_since = now
+        left_s = min(request.deadline_at, self._held_since + HOLD_S) - now
         if not helps or left_s <= 0 or len(self._attempts) >= ATTEMPTS_MAX:
             return False
         if plan.reason == Gate.TRIED.value or Gate.TRIED in plan.refused.values():
@@ -245,10 +271,12 @@ class _Run:
             return False
         larger = False
         for place in (*policy.book.home, *policy.book.away, *policy.book.commercial):
-            if any((offer.target.max_model_len or 0) > window for offer in place.offers):
-                larger = True
+            if place.key == step.target.key or all(
+                (offer.target.max_model_len or 0) <= window for offer in place.offers
+            ):
+                self._too_small.add(place.key)
             else:
-                self._tried.add(place.key)
+                larger = True
         return larger
 
     # --- one attempt -------------------------------------------------------------------------------------------
@@ -263,7 +291,7 @@ class _Run:
             return None
         self._exchange.on(Opened(step.target))
         started_at = pipe.clock.wall_s()
-        self._current = (step, dispatch, started_at)
+        self._plan = plan
         order = self._order(draft, request, step, dispatch)
         presume = None
         if dispatch.queued and not order.stream:
@@ -281,9 +309,11 @@ class _Run:
             self._out,
             self._patience(request, step, snapshot),
             hide_usage=draft.stream and not draft.wants_usage and self._arrival.hop is None,
+            choices=draft.choices,
             on_content=on_content,
             dead=lambda silent_s: self._dead(step, silent_s),
         )
+        self._current = (step, dispatch, started_at, attempt)
         try:
             verdict = await attempt.run(upstream)
         finally:
@@ -358,6 +388,7 @@ class _Run:
         self._exchange.on(Content())
         self._ttft_ms = (self._pipe.clock.now() - self._arrival.received_at) * 1_000
         self._status = 200
+        self.hush()
         if self._visitor is not None:
             self._pipe.door.started(self._visitor)
         if not self._out.head_sent:
@@ -420,19 +451,56 @@ class _Run:
         self._out.finish()
 
     def _exchange_committed(self) -> bool:
-        return self._ttft_ms is not None
+        return self._ttft_ms is not None or self._head_alone
+
+    def _beat_in(self, delay_s: float) -> None:
+        self._beat = asyncio.get_running_loop().call_later(max(0.0, delay_s), self._keep_alive)
+
+    def _keep_alive(self) -> None:
+        """Send a waiting client its head, and then a sign of life every so often; failover stays possible."""
+        if not self._out.head_sent:
+            self._head_alone = True
+            self._status = 200
+            step = self._current[0] if self._current is not None else None
+            if step is not None and self._plan is not None:
+                headers = answer_headers(self._id, step, self._plan, len(self._attempts) + 1, stream=True)
+            else:
+                headers = early_headers(self._id)
+            self._out.start(200, headers, None)
+        self._out.write(KEEPALIVE)
+        self._beat_in(self._pipe.timeouts.keepalive_s)
+
+    def hush(self) -> None:
+        """Stop the signs of life: there is content now, or an end."""
+        if self._beat is not None:
+            self._beat.cancel()
+            self._beat = None
 
     def abandon(self) -> None:
         """Hear that the client hung up: whatever runs for it has been stopped."""
-        if self._exchange.ended:
-            return
-        self._exchange.on(Abandoned())
-        self._outcome = Outcome.CANCELLED
+        if not self._exchange.ended:
+            self._exchange.on(Abandoned())
+            self._outcome = Outcome.CANCELLED
+        self._close_books(Outcome.CANCELLED, Loss(LossKind.CLIENT_FAULT, Culprit.CLIENT, "the client hung up"))
+
+    def broken_off(self) -> None:
+        """Tell the client that this node stops; nothing, if it is the client who left."""
+        self._refuse(stopping())
+
+    def broken_down(self) -> None:
+        """Close the books on a fault of our own, and tell the client."""
+        self._outcome = Outcome.FAILED
+        self._close_books(Outcome.FAILED, Loss(LossKind.STATUS, Culprit.POLICY, "a fault of this node"))
+        self._refuse(our_fault())
+
+    def _close_books(self, outcome: Outcome, loss: Loss) -> None:
+        """Enter an attempt that ended without a verdict, with what it had used until then."""
         if self._current is not None:
-            step, dispatch, at = self._current
-            loss = Loss(LossKind.CLIENT_FAULT, Culprit.CLIENT, "the client hung up")
-            usd = self._pipe.desk.ended(dispatch, Usage(), loss)
-            self._note(step, Outcome.CANCELLED, Verdict(Usage(), None, None, content=False), usd, at)
+            step, dispatch, at, attempt = self._current
+            self._current = None
+            verdict = attempt.so_far()
+            usd = self._pipe.desk.ended(dispatch, verdict.usage, loss)
+            self._note(step, outcome, verdict, usd, at)
         self._leave()
 
     def _leave(self) -> None:

@@ -34,8 +34,11 @@ class SseDecoder:
     def feed(self, chunk: bytes) -> list[SseEvent]:
         """Return the events that `chunk` completes. Raises `SseOverflowError`."""
         if not self._started:
+            self._rest += chunk
+            if len(self._rest) < len(BOM) and BOM.startswith(self._rest):
+                return []  # nothing, or the first bytes of a mark that may not be one
             self._started = True
-            chunk = chunk.removeprefix(BOM)
+            chunk, self._rest = self._rest.removeprefix(BOM), b""
         # what every engine we know sends: one whole event a read, LF only
         if not self._rest and chunk.endswith(b"\n\n") and b"\r" not in chunk:
             return [_event(part + b"\n\n") for part in chunk[:-2].split(b"\n\n")]

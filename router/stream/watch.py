@@ -12,6 +12,7 @@ import msgspec
 from router.model.events import Culprit, Loss, LossKind, Usage
 from router.stream.sse import SseDecoder, SseEvent, SseOverflowError
 
+CHOICES_MAX: Final = 4_096  # counted in one stream; OpenAI allows 128 for each prompt
 _BAD_FINISH: Final = frozenset({"abort", "error"})  # vLLM says "abort" when it is shut down in mid-answer
 
 
@@ -35,7 +36,7 @@ class _Usage(msgspec.Struct):
 
 
 class _Delta(msgspec.Struct):
-    content: str | None = None
+    content: str | list[msgspec.Raw] | None = None  # a list of parts at some providers
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None
@@ -75,17 +76,23 @@ class StreamWatch:
 
     Events before the first content event are held, so that until then failover stays invisible. The terminator is
     never passed on: the relay writes it when the answer is complete. `hide_usage`: the usage chunk was asked for by
-    us, not by the client.
+    us, not by the client. `choices` is how many answers were asked for: the stream is complete when all have ended.
     """
 
-    __slots__ = ("_decoder", "_held", "_hide_usage", "content_events", "finish", "loss", "terminated", "usage")
+    __slots__ = (
+        "_begun", "_choices", "_decoder", "_ended", "_held", "_hide_usage",
+        "content_events", "finish", "loss", "terminated", "usage",
+    )  # fmt: skip
 
-    def __init__(self, *, hide_usage: bool) -> None:
+    def __init__(self, *, hide_usage: bool, choices: int = 1) -> None:
+        self._choices = choices
+        self._begun: set[int] = set()  # kept only where several choices were asked for
+        self._ended: set[int] = set()
         self._decoder = SseDecoder()
         self._hide_usage = hide_usage
         self._held: list[bytes] = []
         self.content_events = 0
-        self.finish = ""  # the finish reason, once there is a valid one
+        self.finish = ""  # the finish reason, once every choice has a valid one
         self.usage = Usage()
         self.terminated = False
         self.loss: Loss | None = None
@@ -105,9 +112,15 @@ class StreamWatch:
         """Hear that the stream ended; return the last bytes to forward and set `loss` if it ended too soon."""
         out = b"".join([self._one(event) for event in self._decoder.flush()])
         if self.loss is None and not self.finish:
-            detail = "[DONE] without a finish reason" if self.terminated else "the stream ended without a finish reason"
-            self.loss = Loss(LossKind.TORN, Culprit.UPSTREAM, detail)
+            self._conclude("the stream ended without a finish reason")
         return out
+
+    def _conclude(self, words: str) -> None:
+        """Judge a stream that says it is over: it is torn unless every choice that began has ended."""
+        if self._ended and self._begun <= self._ended:
+            self.finish = self.finish or "stop"  # fewer choices than were asked for, each of them whole
+        else:
+            self.loss = Loss(LossKind.TORN, Culprit.UPSTREAM, words)
 
     def release(self) -> bytes:
         """Return the held events: the answer is complete and had no content (a tool-less stop, an empty answer)."""
@@ -121,6 +134,8 @@ class StreamWatch:
             return b""  # comments and pings: liveness, not content; ours are written by the relay
         if event.data == b"[DONE]":
             self.terminated = True
+            if not self.finish:
+                self._conclude("[DONE] without a finish reason")
             return b""
         try:
             chunk = _chunks.decode(event.data)
@@ -142,7 +157,11 @@ class StreamWatch:
                 if choice.finish_reason in _BAD_FINISH:
                     self.loss = Loss(LossKind.ABORTED, Culprit.UPSTREAM, f"finish_reason {choice.finish_reason}")
                     return b""
-                self.finish = choice.finish_reason
+                self._ended.add(choice.index)
+                if len(self._ended) >= self._choices:
+                    self.finish = choice.finish_reason
+            elif self._choices > 1 and len(self._begun) < CHOICES_MAX:
+                self._begun.add(choice.index)
         if not chunk.choices and chunk.usage is not None and self._hide_usage:
             return b""
         if content:

@@ -125,6 +125,7 @@ class Draft:
     needs: frozenset[Capability]
     shape: Shape
     cache_key: str = ""
+    choices: int = 1  # how many answers were asked for
 
     def prompt_tokens(self, bytes_per_token: float) -> int:
         """Return the estimated prompt size at so many bytes a token."""
@@ -134,7 +135,7 @@ class Draft:
 def common_needs(body: JsonBody) -> set[Capability]:
     """Return the needs that chat and completions share."""
     needs: set[Capability] = set()
-    if (body.whole("n") or 1) > 1:
+    if choices_of(body) > 1:
         needs.add(Capability.CHOICES)
     if body.present("logprobs") and bytes(body.fields["logprobs"]) not in {b"false", b"0"}:
         needs.add(Capability.LOGPROBS)
@@ -144,6 +145,11 @@ def common_needs(body: JsonBody) -> set[Capability]:
         if body.present(name) and b'"text"' not in bytes(body.fields[name])[:40]:
             needs.add(Capability.GRAMMAR)
     return needs
+
+
+def choices_of(body: JsonBody) -> int:
+    """Return how many answers to one prompt are asked for. Raises `RequestError`."""
+    return max(1, body.whole("n") or 1)
 
 
 def require(body: JsonBody, name: str) -> msgspec.Raw:

@@ -7,7 +7,7 @@ import msgspec
 from fednode.model.engine import Capability
 from router.model.errors import RequestError
 from router.model.request import Shape
-from router.surfaces.body import Draft, JsonBody, common_needs, require
+from router.surfaces.body import Draft, JsonBody, choices_of, common_needs, require
 
 _IMAGE_MARKS: Final = (b'"image_url"', b'"input_image"')
 
@@ -53,6 +53,7 @@ def read(raw: bytes) -> Draft:
             tools=tools,
         ),
         cache_key=body.text("prompt_cache_key", ""),
+        choices=choices_of(body),
     )
 
 

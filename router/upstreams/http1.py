@@ -9,12 +9,13 @@ from typing import Final, cast
 import httptools
 
 from router.model.events import Culprit, Loss, LossKind
+from router.stream.sse import DONE
 from router.upstreams.base import Hearing
 
 HEAD_BYTES_MAX: Final = 65_536
 IDLE_MAX: Final = 256  # kept per engine; more than any engine's batch is of no use
 IDLE_S: Final = 4.0  # uvicorn, which serves vLLM, closes after 5 s: be gone before it is
-READ_BUFFER_HIGH: Final = 262_144
+FAREWELL_S: Final = 1.0  # from [DONE] to the end of the body
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class EngineConnection(asyncio.Protocol):
         "_head_bytes",
         "_headers",
         "_hearing",
+        "_keep_alive",
         "_loop",
         "_message_complete",
         "_parser",
@@ -63,6 +65,7 @@ class EngineConnection(asyncio.Protocol):
         self._fed = False
         self._status_seen = False
         self._message_complete = False
+        self._keep_alive = False
         self._whole_until_close = False
 
     # --- use ---------------------------------------------------------------------------------------------------
@@ -79,6 +82,15 @@ class EngineConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def farewell(self) -> None:
+        """Read the few bytes after a stream's terminator, so that the connection can be used again."""
+        self.resume()
+        self._loop.call_later(FAREWELL_S, self._give_up, self._hearing)
+
+    def _give_up(self, call: "PendingCall | None") -> None:
+        if call is not None and self._hearing is call:
+            self.abort()
+
     def pause(self) -> None:
         """Stop reading."""
         if self._transport is not None:
@@ -86,7 +98,7 @@ class EngineConnection(asyncio.Protocol):
 
     def resume(self) -> None:
         """Read on."""
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_reading():
             self._transport.resume_reading()
 
     @property
@@ -161,6 +173,7 @@ class EngineConnection(asyncio.Protocol):
         """Note the end; it is passed on after the last bytes."""
         if self._status_seen:
             self._message_complete = True
+            self._keep_alive = self._parser.should_keep_alive()  # llhttp knows in here only; afterwards it says no
 
     def _deliver(self) -> None:
         call = self._hearing
@@ -170,8 +183,9 @@ class EngineConnection(asyncio.Protocol):
             call.hear_data(parts[0] if len(parts) == 1 else b"".join(parts))
         if self._message_complete and self._hearing is not None:
             call, self._hearing = self._hearing, None
-            if self._parser.should_keep_alive() and self.usable:
+            if self._keep_alive and self.usable:
                 self._reset()
+                self.resume()  # its last client may have been slow to the end
                 self._pool.give_back(self)
             else:
                 self.abort()
@@ -188,7 +202,7 @@ class EngineConnection(asyncio.Protocol):
 class PendingCall:
     """One attempt's `Call`: from asking for a connection to the last byte heard."""
 
-    __slots__ = ("_connection", "_heard", "_hearing", "_paused", "_pool", "_request", "connecting")
+    __slots__ = ("_connection", "_hearing", "_paused", "_pool", "_request", "_terminated", "connecting")
 
     def __init__(self, pool: "EnginePool", request: bytes, hearing: Hearing) -> None:
         self._pool = pool
@@ -196,7 +210,7 @@ class PendingCall:
         self._hearing: Hearing | None = hearing
         self._connection: EngineConnection | None = None
         self._paused = False
-        self._heard = False
+        self._terminated = False  # the stream's terminator was heard
         self.connecting: asyncio.Task[None] | None = None
 
     def send_on(self, connection: EngineConnection) -> None:
@@ -217,7 +231,10 @@ class PendingCall:
             self.connecting.cancel()
         if self._connection is not None:
             connection, self._connection = self._connection, None
-            connection.abort()
+            if self._terminated:
+                connection.farewell()
+            else:
+                connection.abort()
 
     def pause(self) -> None:
         """Stop reading."""
@@ -239,6 +256,7 @@ class PendingCall:
     def hear_data(self, chunk: bytes) -> None:
         """Pass on."""
         if self._hearing is not None:
+            self._terminated = chunk.endswith(DONE)
             self._hearing.data(chunk)
 
     def hear_end(self) -> None:
@@ -270,6 +288,7 @@ class EnginePool:
         self._connect_s = connect_s
         self._idle: deque[EngineConnection] = deque(maxlen=IDLE_MAX)
         self._dialling: set[asyncio.Task[None]] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
         self._tls = ssl.create_default_context() if authority.tls else None
 
     def request(self, request: bytes, hearing: Hearing) -> PendingCall:
@@ -313,10 +332,21 @@ class EnginePool:
 
     def give_back(self, connection: EngineConnection) -> None:
         """Keep a connection for the next request."""
-        connection.idle_since = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        connection.idle_since = loop.time()
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(IDLE_S, self._sweep)
         if len(self._idle) == IDLE_MAX:
             self._idle.popleft().abort()
         self._idle.append(connection)
+
+    def _sweep(self) -> None:
+        """Close what nobody has used for a while: after a rush most of the pool would lie there for good."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        while self._idle and now - self._idle[0].idle_since >= IDLE_S:
+            self._idle.popleft().abort()
+        self._sweeper = loop.call_at(self._idle[0].idle_since + IDLE_S, self._sweep) if self._idle else None
 
     def forget(self, connection: EngineConnection) -> None:
         """Drop a connection that is gone."""
@@ -327,5 +357,8 @@ class EnginePool:
         """Close idle connections and stop dialling."""
         for task in tuple(self._dialling):
             task.cancel()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
         while self._idle:
             self._idle.pop().abort()

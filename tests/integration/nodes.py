@@ -253,7 +253,8 @@ class Sim(_Process):
     def url(self) -> str:
         return f"http://{self.where}"
 
-    def start(self) -> Self:
+    def launch(self) -> Self:
+        """Start the process without waiting for anything."""
         flags: list[str] = []
         for name, value in self._options.items():
             flags.append(f"--{name.replace('_', '-')}")
@@ -261,10 +262,18 @@ class Sim(_Process):
                 flags.append(str(value))
         listen = ("--listen", self.where, "--model", self.model)
         self._spawn("router.rehearse.engine_sim", *listen, *flags, stdout=subprocess.PIPE)
+        return self
+
+    def ready(self) -> None:
+        """Wait until it listens."""
         out = self.process.stdout
         assert out is not None
         ready, _, _ = select.select([out], [], [], PATIENCE_S)
         assert ready and b"listening on" in out.readline(), self.log
+
+    def start(self) -> Self:
+        """Start, and wait until it listens."""
+        self.launch().ready()
         return self
 
     def fault(self, kind: str, **fields: object) -> None:
@@ -382,12 +391,15 @@ class Node(_Process):
 
     def start(self, *, up: int | None = None) -> Self:
         """Start, and wait until it listens and `up` engines (all of them, if not said) are up."""
-        self.launch()
+        self.launch().ready(up=up)
+        return self
+
+    def ready(self, *, up: int | None = None) -> None:
+        """Wait until it listens and `up` engines (all of them, if not said) are up."""
         until(lambda: self._listens() or not self.alive, "the node listens")
         assert self.alive, self.log
         wanted = len(self._engines) if up is None else up
         until(lambda: self.engines_up() >= wanted, f"{wanted} engines up: {self.log[-2000:]}")
-        return self
 
     def _listens(self) -> bool:
         try:

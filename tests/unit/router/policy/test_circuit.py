@@ -1,7 +1,7 @@
 import pytest
 
 from fednode.model.units import Instant
-from router.policy.circuit import Circuit
+from router.policy.circuit import END_OF_TIME, Circuit
 
 T0 = 1_000.0
 
@@ -73,17 +73,17 @@ def promise(circuit: Circuit, observed_s: float, *, seconds: float = 0, times: i
 def test_slowness_follows_broken_promises_within_one_and_three() -> None:
     circuit = Circuit()
     promise(circuit, 0.1, times=20)
-    assert circuit.slowness == 1.0
+    assert circuit.slowness(at(0)) == 1.0
     promise(circuit, 2.0, times=50)
-    assert circuit.slowness == pytest.approx(2.0, abs=0.01)
+    assert circuit.slowness(at(0)) == pytest.approx(2.0, abs=0.01)
     promise(circuit, 100.0, times=50)
-    assert circuit.slowness == 3.0
+    assert circuit.slowness(at(0)) == 3.0
 
 
 def test_a_tiny_promise_is_not_held_against_the_networks_jitter() -> None:
     circuit = Circuit()
     circuit.promised(observed_s=0.2, promised_s=0.001, now=at(0), quarantine=True)
-    assert circuit.slowness == 1.0
+    assert circuit.slowness(at(0)) == 1.0
 
 
 def test_a_liar_is_quarantined_after_five_samples_and_gets_one_trial_after_a_minute() -> None:
@@ -102,7 +102,38 @@ def test_a_liar_that_holds_its_word_again_is_free() -> None:
     promise(circuit, 9.0, times=5)
     promise(circuit, 1.0, seconds=61)
     assert circuit.trial_limit(at(62)) is None
-    assert circuit.slowness == 2.0
+    assert circuit.slowness(at(62)) == 2.0
+
+
+def test_faults_alone_make_nobody_a_liar() -> None:
+    circuit = Circuit()
+    for _ in range(20):
+        circuit.late(observed_s=9.0, promised_s=1.0, now=at(0))
+    promise(circuit, 1.0, times=10)
+    assert circuit.quarantined_until <= at(0)
+    assert circuit.slowness(at(0)) > 1.5
+
+
+def test_an_opinion_without_news_fades_and_says_when() -> None:
+    circuit = Circuit()
+    promise(circuit, 3.0, times=100)
+    assert circuit.next_change_at(at(1)) == at(5)
+    assert [circuit.slowness(at(seconds)) for seconds in (0, 30, 60)] == pytest.approx([3.0, 2.0, 1.5], abs=0.01)
+    assert circuit.slowness(at(600)) == pytest.approx(1.0, abs=0.01)
+    assert circuit.next_change_at(at(600)) == END_OF_TIME
+    promise(circuit, 3.0, seconds=30)
+    assert circuit.slowness(at(30)) == pytest.approx(2.2, abs=0.01)
+
+
+def test_a_peer_that_came_back_gets_a_trial_before_the_open_time_is_over() -> None:
+    circuit = Circuit()
+    fail(circuit, 0, 3)
+    circuit.late(observed_s=9.0, promised_s=1.0, now=at(0))
+    circuit.returned(at(4))
+    assert circuit.open_until == at(4)
+    assert (circuit.trial_limit(at(4)), circuit.slowness(at(4))) == (1, 1.0)
+    fail(circuit, 5)
+    assert circuit.open_until == at(5 + 60)
 
 
 def test_the_longest_retry_after_stands_and_none_is_endless() -> None:

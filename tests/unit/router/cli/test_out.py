@@ -1,0 +1,35 @@
+from rich.cells import cell_len
+
+from router.cli.faults import one_line
+from router.cli.out import Column, Row, fitted, table
+
+COLUMNS = (Column("name", 6), Column("n", 4, right=True), Column("rest", 40))
+
+
+def test_a_table_lines_up_and_cuts_what_is_too_long() -> None:
+    rows = [Row(("ab", "1", "x")), Row(("a-long-name", "12345", "y" * 40), ("why: " + "z" * 40,), "red")]
+    assert [text for text, _ in table(COLUMNS, rows, 24)] == [
+        "name       n  rest",
+        "ab         1  x",
+        "a-lon…  123…  yyyyyyyyy…",
+        "    why: zzzzzzzzzzzzzz…",
+    ]
+
+
+def test_wide_letters_count_as_the_two_cells_they_take() -> None:
+    lines = table(COLUMNS, [Row(("東京東京", "1", "x" * 40))], 24)
+    assert cell_len(lines[1][0]) <= 24
+    assert lines[1][0].startswith("東京…")
+
+
+def test_what_strangers_sent_cannot_steer_the_terminal() -> None:
+    assert one_line("a\x1b[2Jb\nc\u202e") == "a [2Jb c "
+    lines = table(COLUMNS, [Row(("\x1b[31m", "1", "[bold]x[/bold]"), ("\x07bell",))], 60)
+    assert all(text.isprintable() for text, _ in lines)
+    assert "[bold]x[/bold]" in lines[1][0]
+
+
+def test_a_line_that_fits_is_left_alone() -> None:
+    assert fitted("abc", 3) == "abc"
+    assert fitted("abcd", 3) == "ab…"
+    assert fitted("abcd", 0) == ""
