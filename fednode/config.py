@@ -256,7 +256,7 @@ def _dotted(loc: Iterable[int | str]) -> str:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = re.sub(r"//[^/@\s]*@", "//***@", repr(value))  # a password in an address is not repeated
     return text if len(text) <= 80 else text[:77] + "..."  # one line of a terminal
 
 
