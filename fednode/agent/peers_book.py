@@ -94,11 +94,19 @@ class PeerBook:
         return tuple(entry.name for entry in self._root_entries if entry.addresses and entry.root not in roots)
 
     def name_of(self, node: NodeId) -> str:
-        """Return the name to show for `node`: the operator's, else its own, else its short id."""
+        """Return the name to show for `node`: the operator's, else its own, else its short id.
+
+        Names are keys of decisions and counters, so no two nodes share one: a name it gave itself and that somebody
+        else has already is told apart by its short id.
+        """
         if node in self._entries:
             return self._entries[node].name
         record = self.record(node)
-        return record.name if record else short_id(node)
+        if record is None:
+            return short_id(node)
+        taken = {entry.name for entry in self._entries.values()}
+        taken |= {known.record.name for other, known in self._known.items() if known.record and other != node}
+        return f"{record.name}~{short_id(node)[:8]}" if record.name in taken else record.name
 
     def _root_of(self, node: NodeId) -> NodeId | None:
         record = self.record(node)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
@@ -60,13 +61,13 @@ app.command("engine-sim")(sim.engine_sim)
 app.command("doctor")(doctor.doctor)
 
 
-def main() -> int:
-    """Run the command line; return the exit status. Wrong usage and `--help` end in SystemExit, as typer has it."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line, or `words`; return the exit status. Wrong usage and `--help` end in SystemExit."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?" rather than a traceback
     try:
-        app(prog_name="fednode")
+        app(args=words, prog_name="fednode")
     except KeyboardInterrupt:
         return INTERRUPTED
     except (FednodeError, RouterError, OSError) as error:

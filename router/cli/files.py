@@ -111,7 +111,7 @@ collective = {collective}          # the people behind it; all their boxes say t
 city = {city}                      # where it stands
 data_dir = {data_dir}              # identity, database, caches; relative to this file
 
-# For members: OpenAI's and Anthropic's HTTP.
+# For members: OpenAI's HTTP API.
 [api]
 listen = {api_listen}
 open = {open}                      # true: no key needed, only on loopback; false: fednode key create NAME
@@ -132,7 +132,7 @@ join = {join}                      # where two nodes that list each other meet f
 advertise = {advertise}            # where peers reach it, at most 4, IP literals first: ["203.0.113.7"]
 #advertise_ports = {{ link = 8802, serve = 8803, join = 8804 }}   # only behind a port forward
 network = "fednode"                # its hash separates networks in every signature; fixed once the identity is made
-mdns = {mdns}                      # find peers on the local network by multicast
+mdns = {mdns}                      # reserved: finding peers on the local network is yet to come
 allow_private = {allow_private}    # true: peers on loopback and private ranges may be dialled (one LAN, a VPN, tests)
 """
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -11,11 +12,12 @@ from typing import Final
 
 from rich.cells import cell_len, set_cell_size
 
-from router.cli.faults import one_line
+from router.cli.faults import Failure, one_line
 
 COLUMNS_DEFAULT: Final = 80  # where output is no terminal
 REFRESH_S: Final = 1.0  # of `--watch`: a load report comes once a second
 GAP: Final = "  "
+INDENT: Final = "    "
 
 Style = str
 Line = tuple[str, Style]
@@ -72,7 +74,9 @@ def table(columns: Sequence[Column], rows: Sequence[Row], columns_max: int) -> l
     lines: list[Line] = [(_row([column.title for column in columns], columns, widths), "bold")]
     for row in rows:
         lines.append((_row(row.cells, columns, widths), row.style))
-        lines += [(fitted(f"    {text}", columns_max), "dim" if not row.style else row.style) for text in row.below]
+        for text in row.below:  # whole, on as many lines as it takes: what to do stands at the end of it
+            wrapped = textwrap.wrap(one_line(text), columns_max - len(INDENT))
+            lines += [(fitted(INDENT + part, columns_max), row.style or "dim") for part in wrapped]
     return lines
 
 
@@ -104,13 +108,25 @@ def show(lines: Iterable[Line]) -> None:
 
 
 def watch(look: Callable[[], list[Line]]) -> None:
-    """Show what `look` returns, again each second, until Ctrl-C, which is a normal end."""
+    """Show what `look` returns, again each second, until Ctrl-C, which is a normal end.
+
+    Raises `Failure` when the first look fails; a later one that does is shown, for the node may come back.
+    """
     with suppress(KeyboardInterrupt):
+        first = look()
         if sys.stdout.isatty():
-            _live(look)
+            _live(first, lambda: _patient(look))
         while True:
-            show([*look(), ("", "")])
+            show([*first, ("", "")])
             time.sleep(REFRESH_S)
+            first = _patient(look)
+
+
+def _patient(look: Callable[[], list[Line]]) -> list[Line]:
+    try:
+        return look()
+    except Failure as error:
+        return [(str(error), "red")]
 
 
 def repeat(look: Callable[[], object]) -> None:
@@ -121,17 +137,17 @@ def repeat(look: Callable[[], object]) -> None:
             time.sleep(REFRESH_S)
 
 
-def _live(look: Callable[[], list[Line]]) -> None:
+def _live(first: list[Line], look: Callable[[], list[Line]]) -> None:
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    def drawn() -> Text:
-        lines = look()[: max(1, console.height - 1)]
+    def drawn(lines: list[Line]) -> Text:
+        lines = lines[: max(1, console.height - 1)]
         return Text("\n").join([Text(text, style=style, overflow="ellipsis", no_wrap=True) for text, style in lines])
 
     console = Console(highlight=False, markup=False)
-    with Live(drawn(), console=console, auto_refresh=False, screen=False) as live:
+    with Live(drawn(first), console=console, auto_refresh=False, screen=False) as live:
         while True:
             time.sleep(REFRESH_S)
-            live.update(drawn(), refresh=True)
+            live.update(drawn(look()), refresh=True)

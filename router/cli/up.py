@@ -115,19 +115,15 @@ def _write_node(path: Path, engine: str, api: str, admin: str) -> None:
 
 
 def _with_listeners(config: "NodeConfig", api: str, admin: str) -> "NodeConfig":
-    from pydantic import ValidationError
-
-    from fednode.config import problems_of
-
+    """Return the configuration with other listeners for this run. Raises `Misuse`."""
     changes: dict[str, object] = {}
-    for name, listen in (("api", api), ("admin", admin)):
-        if listen:
-            section = getattr(config, name)
-            data = {**section.model_dump(), "listen": listen}
-            try:
-                changes[name] = type(section).model_validate(data)
-            except ValidationError as error:
-                raise Misuse(*problems_of(error, f"--{name}-listen")) from error
+    if api:  # open to all only where nobody else comes by
+        is_open = is_open_to_loopback_only(api) and config.api.open
+        changes["api"] = config.api.model_copy(update={"listen": api, "open": is_open})
+    if admin:
+        if not is_open_to_loopback_only(admin):
+            raise Misuse(f"--admin-listen {admin}: must be a loopback address, for it asks for no key")
+        changes["admin"] = config.admin.model_copy(update={"listen": admin})
     return replaced(config, **changes) if changes else config
 
 
@@ -211,15 +207,12 @@ def _models(found: "Found") -> str:
 
 
 def _section(name: str, url: str, *, kind: str = "auto", model_dir: str = "") -> "EngineSection":
-    from pydantic import ValidationError
+    from fednode.config import EngineSection
 
-    from fednode.config import EngineSection, problems_of
-
-    data = {"name": name, "url": url, "kind": kind, "model_dir": model_dir}
     try:
-        return EngineSection.model_validate(data)
-    except ValidationError as error:
-        raise Misuse(*problems_of(error, "--engine")) from error
+        return EngineSection.model_validate({"name": name, "url": url, "kind": kind, "model_dir": model_dir})
+    except ValueError as error:
+        raise Misuse(f"--engine {url}: must be an address such as http://127.0.0.1:8000, without a password") from error
 
 
 def start_vllm(children: Children, python: Path, model: Path, log: Path) -> str:

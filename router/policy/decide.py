@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from fednode.model.engine import Path
 from fednode.model.kv import need_tokens
 from fednode.model.ports import Rng
 from fednode.model.snapshot import FleetSnapshot
@@ -45,6 +46,7 @@ BID_HOME_FACTOR: Final = 1.1  # never more than home would cost, plus hysteresis
 _HOME: Final = Tier.HOME
 _PEER: Final = Tier.PEER
 _COMMERCIAL: Final = Tier.COMMERCIAL
+_MODEL: Final = Gate.MODEL
 RETRY_AFTER_S: Final = 5  # when nobody can say: an engine's restart is seen, and a report arrives, well within it
 
 WAITING_HELPS: Final = frozenset(
@@ -60,12 +62,14 @@ WAITING_HELPS: Final = frozenset(
 class Policy:
     """What decisions stand on beside the fleet: the operator's settings, providers, our own experience.
 
-    `book` only saves time: carry `at(snapshot)` along between decisions.
+    `known` are names that somebody served a while ago: asked for now, they are missing, not unknown. `book` only
+    saves time: carry `at(snapshot)` along between decisions.
     """
 
     settings: RoutingSettings
     providers: tuple[ProviderView, ...] = ()
     standing: Mapping[str, Standing] = field(default_factory=dict)
+    known: frozenset[str] = frozenset()
     book: Book | None = None
 
     def at(self, snapshot: FleetSnapshot) -> "Policy":
@@ -90,7 +94,8 @@ def _total_s(scored: _Scored) -> float:
 
 
 def _known_then_cheap(scored: _Scored) -> tuple[bool, float]:
-    return (not scored.cost.known, scored.total_s)
+    """Rank who says little last; but an idle newcomer, which can know no rate yet, is no such one."""
+    return (not (scored.cost.known or scored.comparable), scored.total_s)
 
 
 @dataclass(slots=True)
@@ -112,7 +117,7 @@ def decide(request: Request, verdict: PathVerdict, snapshot: FleetSnapshot, poli
     An empty plan names the gate that stands in the way (`reason`), or that nobody serves the model (`known_model`).
     """
     book = book_of(snapshot, policy.providers, policy.book)
-    ranks = _ranks(request.model_asked, book, policy.settings)
+    ranks = _ranks(request.model_asked, book, policy)
     if ranks is not None and not ranks:
         return Plan(
             steps=(),
@@ -141,7 +146,7 @@ def explain_all(
 ) -> Mapping[str, tuple[Gate, ...]]:
     """Return every gate that refuses each candidate, not only the first; an eligible one has none."""
     book = book_of(snapshot, policy.providers, policy.book)
-    ask = _ask(request, verdict, _ranks(request.model_asked, book, policy.settings), snapshot, policy)
+    ask = _ask(request, verdict, _ranks(request.model_asked, book, policy), snapshot, policy)
     return {
         place.key: all_refusals(ask, place, policy.standing.get(place.key, NOBODY_YET))
         for place in (*book.home, *book.away, *book.commercial)
@@ -153,16 +158,23 @@ def valid_models(book: Book, settings: RoutingSettings) -> tuple[str, ...]:
     return (*RESERVED_NAMES, *sorted(settings.alias), *sorted(book.ids - set(settings.alias)))
 
 
-def _ranks(name: str, book: Book, settings: RoutingSettings) -> Mapping[str, int] | None:
+def names_served(book: Book) -> frozenset[str]:
+    """Return the names that somebody serves now: the real ids, and the router's own where their path is served."""
+    paths = book.served.anywhere
+    return book.ids.union(name for name, path in (("fast", Path.FAST), ("big", Path.SLOW)) if path in paths)
+
+
+def _ranks(name: str, book: Book, policy: Policy) -> Mapping[str, int] | None:
     """Return the ids asked for, best first; None = any; empty = nobody knows the name.
 
     A real id means itself alone, even where an alias has its name: a real model id never becomes another.
     """
     if name in RESERVED_NAMES:
         return None
-    if name in book.ids:
+    alias = policy.settings.alias.get(name)
+    if name in book.ids or (alias is None and name in policy.known):
         return {name: 0}
-    return {model: rank for rank, model in reversed(list(enumerate(settings.alias.get(name, ()))))}
+    return {model: rank for rank, model in reversed(list(enumerate(alias or ())))}
 
 
 def _ask(
@@ -470,4 +482,6 @@ def _why_nobody(sorting: _Sorting) -> tuple[str, int]:
         for _, gate, key in gates
         if gate in WAITING_HELPS
     ]
+    if not waits and farthest is _MODEL and sorting.ask.request.model_asked in sorting.policy.known:
+        return farthest.value, RETRY_AFTER_S  # its engine restarts, or its node does
     return farthest.value, int(min(waits) + 0.999) if waits else 0

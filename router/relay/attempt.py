@@ -87,7 +87,8 @@ class Attempt:
 
     async def run(self, upstream: Upstream) -> Verdict:
         """Run to the end. Cancelling it closes the upstream's connection at once."""
-        self._arm(min(1.0, self._patience.first_event_s, self._patience.whole_s))
+        patience = self._patience
+        self._arm(min(1.0, patience.first_event_s, patience.whole_s, patience.deadline_s))
         self._call = upstream.open(self._order, self)
         self._out.attach(self)
         try:

@@ -4,7 +4,7 @@ Everything here is told by the pipeline; nothing here decides.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -12,11 +12,12 @@ from fednode.model.ids import NodeId
 from fednode.model.peer import PeerState, PeerView
 from fednode.model.ports import Clock, FactSink
 from fednode.model.snapshot import FleetSnapshot
+from fednode.model.units import Instant
 from router.model.events import Culprit, Loss, LossKind, Usage
 from router.model.plan import ProviderView, Step
 from router.model.request import Request, Tier
 from router.policy.cost import raw_ttft_s, slo_ttft_s
-from router.policy.decide import Policy
+from router.policy.decide import Policy, names_served
 from router.policy.inflight import Inflight
 from router.policy.retries import RetryBudget
 from router.policy.settings import ProviderSettings, RoutingSettings
@@ -24,6 +25,9 @@ from router.policy.spend import Reservation, Spend, cost_usd, provider_views
 from router.policy.standing import Standings
 from router.relay.intake import TokenRatios
 
+KNOWN_S: Final = 600.0  # a name nobody serves any more is missing for so long, then unknown: a node's update ends sooner
+NAMES_S: Final = 1.0  # how often names are looked through: an engine that serves for less is not worth waiting for
+KNOWN_MAX: Final = 4_096  # names: 64 peers with 4 engines of 16 models
 PREFILL_USUAL_TPS: Final = 2_000.0  # to judge a failure's cost where no rate is known
 _AWAY: Final = frozenset({PeerState.AVOID, PeerState.DOWN, PeerState.BANNED})
 _NO_FAULT: Final = frozenset({LossKind.REDIRECT, LossKind.DECLINED, LossKind.STALE})
@@ -69,6 +73,8 @@ class Desk:
         self._providers_at = 0.0
         self._providers_month = ""
         self._policy = Policy(settings=routing)
+        self._known_until: dict[str, Instant] = {}
+        self._names_at = Instant(float("-inf"))
 
     def policy(self, snapshot: FleetSnapshot) -> Policy:
         """Return what to decide on, with everything told so far."""
@@ -78,9 +84,25 @@ class Desk:
         providers = self._provider_views() if self._provider_settings else ()
         last = self._policy
         if standing is not last.standing or providers is not last.providers:
-            last = Policy(settings=self._routing, providers=providers, standing=standing, book=last.book)
-        self._policy = last.at(snapshot)
-        return self._policy
+            last = Policy(settings=self._routing, providers=providers, standing=standing, known=last.known, book=last.book)
+        policy = last.at(snapshot)
+        if snapshot.now >= self._names_at:
+            self._names_at = Instant(snapshot.now + NAMES_S)
+            policy = self._remember(policy, snapshot.now)
+        self._policy = policy
+        return policy
+
+    def _remember(self, policy: Policy, now: Instant) -> Policy:
+        """Note which names are served now; forget those that have not been for long."""
+        served = names_served(policy.book) if policy.book is not None else frozenset()
+        for name in self._known_until.keys() - served:
+            if now >= self._known_until[name]:
+                del self._known_until[name]
+        for name in served:
+            if name in self._known_until or len(self._known_until) < KNOWN_MAX:
+                self._known_until[name] = Instant(now + KNOWN_S)
+        known = frozenset(self._known_until)
+        return policy if known == policy.known else replace(policy, known=known)
 
     def dispatched(self, request: Request, step: Step, incarnation: int) -> Dispatch | None:
         """Enter an attempt in the books before it is sent. None: the provider's budget does not cover it."""

@@ -168,14 +168,13 @@ class _Run:
             draft = read(self._arrival)
             self._asked, self._stream = draft.model, draft.stream
             request = request_of(self._arrival, draft, self._id, self._pipe.desk.ratios, self._pipe.timeouts)
-            if self._arrival.hop is None:
-                self._pipe.desk.retries.request(self._arrival.received_at)
-                if draft.stream:
-                    waited_s = self._pipe.clock.now() - self._arrival.received_at
-                    self._beat_in(self._pipe.timeouts.keepalive_s - waited_s)
+            if self._arrival.hop is None and draft.stream:
+                waited_s = self._pipe.clock.now() - self._arrival.received_at
+                self._beat_in(self._pipe.timeouts.keepalive_s - waited_s)
             await self._attempt_until_done(draft, request)
         except RequestError as error:
-            self._exchange.on(LostForGood(Loss(LossKind.CLIENT_FAULT, error.culprit, error.message, error.status)))
+            if not self._exchange.ended:
+                self._exchange.on(LostForGood(Loss(LossKind.CLIENT_FAULT, error.culprit, error.message, error.status)))
             self._refuse(error)
 
     async def _attempt_until_done(self, draft: Draft, request: Request) -> None:
@@ -289,6 +288,8 @@ class _Run:
         dispatch = pipe.desk.dispatched(request, step, snapshot.me.incarnation) if upstream is not None else None
         if upstream is None or dispatch is None:
             return None
+        if self._arrival.hop is None and not self._attempts:
+            pipe.desk.retries.request(pipe.clock.now())  # what is refused at once is no traffic to tax
         self._exchange.on(Opened(step.target))
         started_at = pipe.clock.wall_s()
         self._plan = plan

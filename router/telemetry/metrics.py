@@ -126,7 +126,7 @@ class Tallies:
         cost = CounterMetricFamily("fednode_provider_cost_usd", "Cost at list price.", labels=["provider"])
         for provider, usd in self._cost_usd.items():
             cost.add_metric([provider], usd)
-        decide = HistogramMetricFamily("fednode_decide_seconds", "One decision.")
+        decide = HistogramMetricFamily("fednode_decide_seconds", "All decisions of one exchange.")
         decide.add_metric([], self._decide.buckets(), self._decide.sum)
         yield from (requests, attempts, tokens, cost, decide)
         yield _by_route("fednode_ttft_seconds", "Request read to first content event.", self._ttft)

@@ -1,6 +1,8 @@
 """One node in front of three engine stand-ins and a provider, shared by all tests that leave it as they found it."""
 
 import asyncio
+import http.client
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ import pytest
 from tests.fakes.openai_provider import FakeOpenAi
 from tests.integration.nodes import Engine, Node, Sim, until
 
+RETRIES_OF_A_TEST = 4
 SHORT = 512  # the window of engine a, in tokens
 TOML = """
 [routing]
@@ -47,6 +50,16 @@ class Fleet:
         for sim, model in ((self.a, "m-a"), (self.b, "m-b")):
             sim.clear()
             until(lambda: self._well(model), f"{model} answers")  # noqa: B023  # used within this turn
+
+    def earn_retries(self) -> None:
+        """Send honest traffic until the node's retry budget affords another test full of failures."""
+        connection = http.client.HTTPConnection(self.node.api, timeout=5)
+        body = json.dumps(self.node.chat("m-b", tokens=1))
+        while self.node.metrics()["fednode_retries_left"] < RETRIES_OF_A_TEST:
+            for _ in range(20):
+                connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+                connection.getresponse().read()
+        connection.close()
 
     def _well(self, model: str) -> bool:
         reply = self.node.ask(self.node.chat(model, tokens=1))
@@ -106,5 +119,6 @@ def shared_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 @pytest.fixture
 def fleet(shared_fleet: Fleet) -> Iterator[Fleet]:
     """The shared node; whatever a test broke is mended after it."""
+    shared_fleet.earn_retries()
     yield shared_fleet
     shared_fleet.heal()

@@ -127,7 +127,7 @@ class Stream:
     def __iter__(self) -> Iterator[Any]:
         """Yield the data of each event as it comes, parsed."""
         try:
-            while line := self._response.readline():
+            for line in self._lines():
                 if line.startswith(b":"):
                     self.answer.comments += 1
                 elif line.startswith(b"data:"):
@@ -137,6 +137,15 @@ class Stream:
                     yield event
         except (http.client.HTTPException, ConnectionError):
             self.answer.whole = False
+
+    def _lines(self) -> Iterator[bytes]:
+        """Yield lines; raise when the body breaks off (`HTTPResponse.readline` would call that an end)."""
+        rest = b""
+        while piece := self._response.read1(65_536):
+            *lines, rest = (rest + piece).split(b"\n")
+            yield from lines
+        if rest:
+            yield rest
 
     def read(self) -> Answer:
         """Read to the end."""

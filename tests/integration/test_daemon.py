@@ -3,7 +3,6 @@
 import http.client
 import json
 import socket
-from itertools import pairwise
 from typing import Any
 
 import openai
@@ -203,7 +202,7 @@ def test_a_header_that_makes_no_sense_is_named(fleet: Fleet) -> None:
 def test_privacy_can_only_be_narrowed(fleet: Fleet) -> None:
     node = fleet.node
     reply = node.ask(node.chat("paid"), headers={"x-fednode-privacy": "home"})
-    assert reply.status == 503
+    assert reply.status == 503, node.receipt(reply.headers["x-fednode-request-id"])
     assert "provider/acme: privacy" in reply.error["message"]
 
 
@@ -218,12 +217,11 @@ def test_a_deadline_ends_a_request_with_504_or_in_band(fleet: Fleet) -> None:
     assert not answer.done
 
 
-def test_every_kind_of_request_leaves_consistent_rows(fleet: Fleet) -> None:
+def test_no_attempt_is_booked_twice(fleet: Fleet) -> None:
     node = fleet.node
     for body in (node.chat("duo", tokens=2), node.chat("m-b", tokens=3, stream=True)):
         node.ask(body)
     rows = node.get("/admin/v1/usage")["usage"]
-    assert all(newer["at"] >= older["at"] for newer, older in pairwise(rows))
     assert len({(row["request_id"], row["attempt"]) for row in rows}) == len(rows)
 
 

@@ -14,8 +14,6 @@ import pytest
 from tests.integration.conftest import SHORT, Fleet
 from tests.integration.nodes import Answer, Reply, until
 
-MUCH = 10  # what a fault may cost in requests at the engine it strikes, hammering excluded
-
 
 def streamed(fleet: Fleet, model: str, **fields: Any) -> Answer:
     with fleet.node.stream(fleet.node.chat(model, **fields)) as stream:
@@ -81,7 +79,7 @@ def test_an_unstreamed_answer_that_breaks_anywhere_fails_over_whole(fleet: Fleet
 @pytest.mark.parametrize(
     "fault, reason",
     [
-        ({"kind": "error_event"}, "error_event"),
+        ({"kind": "error_event"}, "status"),
         ({"kind": "abort"}, "aborted"),
         ({"kind": "malformed"}, "garbled"),
         ({"kind": "cut", "how": "fin"}, "reset"),
@@ -287,8 +285,7 @@ def test_after_a_storm_of_cancels_every_gauge_is_back_at_zero(fleet: Fleet) -> N
     until(lambda: node.metrics()["fednode_open_exchanges"] == 0, "no exchange is open", 3.0)
     until(lambda: fleet.a.idle and fleet.b.idle, "the engines are idle", 2.0)
     until(lambda: all(row["queued_prefill_tokens"] == 0 for row in node.engines().values()), "no prefill is queued", 3.0)
-    explained = node.get("/admin/v1/engines")["engines"]
-    assert all(row["running"] in {0, None} for row in explained), explained
+    until(lambda: all(row["running"] in {0, None} for row in node.engines().values()), "nothing runs", 3.0)
     until(lambda: node.fds <= fds + 8, f"descriptors back from {fds}", 8.0)
     statuses = {node.ask(node.chat("duo", tokens=1)).status for _ in range(5)}
     assert statuses == {200}

@@ -409,18 +409,18 @@ async def test_a_stranger_gets_no_further_than_the_handshake(visit: Visit, port:
         context.load_cert_chain(both)
     heard, said = await asyncio.to_thread(_knock, visit.b.ports[port], context)
     assert heard == b""
-    assert "alert" in said or "reset" in said, said
+    assert said, "a clean goodbye would mean that somebody had listened"
 
 
 def _knock(port: int, context: ssl.SSLContext) -> tuple[bytes, str]:
     """Say hello over TLS, and return what comes back: bytes, and how it ended."""
     with socket.create_connection(("127.0.0.1", port), timeout=10.0) as plain:
         try:
-            with context.wrap_socket(plain) as tls:
+            with context.wrap_socket(plain, suppress_ragged_eofs=False) as tls:
                 tls.sendall(b"GET /v1/models HTTP/1.1\r\nHost: graz\r\n\r\n")
                 return tls.recv(65_536), ""
         except (ssl.SSLError, ConnectionError) as error:
-            return b"", str(error).lower()
+            return b"", str(error)
 
 
 # ── hanging up ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -26,6 +26,19 @@ def test_an_edit_a_replacement_and_a_removal_are_noticed_once(tmp_path: Path) ->
     assert file.changed()
 
 
+def test_a_file_that_vanishes_parts_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "peers.toml"
+    path.write_text("")
+    file = PeersToml(path)
+    file.read()
+    path.unlink()
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="is gone"):
+            file.read()
+    path.write_text("")
+    assert file.read().peer == ()
+
+
 def test_a_banner_stays_until_its_cause_is_gone() -> None:
     notes = Notes()
     notes.put("disk", "full")

@@ -8,20 +8,9 @@ import pytest
 
 from fednode.model.errors import ConfigError, DataDirError
 from router.cli.faults import Failure, Misuse, report
+from tests.fakes.command_line import fednode
 
 RUN_S = 60.0  # half a second; a loaded machine may need many
-
-
-def fednode(*words: str | Path, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "router", *map(str, words)],
-        env=os.environ | environment,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=RUN_S,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize(
@@ -118,6 +107,13 @@ def test_a_full_disk_behind_standard_output_is_one_line(tmp_path: Path) -> None:
 
 def test_a_terminal_without_utf_8_gets_question_marks_and_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "node.toml").write_text('[node]\ncity = "zürich ☃"\n')
-    told = fednode("config", "show", "--config", tmp_path, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    told = subprocess.run(
+        [sys.executable, "-m", "router", "config", "show", "--config", str(tmp_path)],
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        capture_output=True,
+        text=True,
+        timeout=RUN_S,
+        check=False,
+    )
     assert told.returncode == 0
     assert "z?rich ?" in told.stdout

@@ -7,12 +7,13 @@ COLUMNS = (Column("name", 6), Column("n", 4, right=True), Column("rest", 40))
 
 
 def test_a_table_lines_up_and_cuts_what_is_too_long() -> None:
-    rows = [Row(("ab", "1", "x")), Row(("a-long-name", "12345", "y" * 40), ("why: " + "z" * 40,), "red")]
+    rows = [Row(("ab", "1", "x")), Row(("a-long-name", "12345", "y" * 40), ("silent for 9 s: look at it",), "red")]
     assert [text for text, _ in table(COLUMNS, rows, 24)] == [
         "name       n  rest",
         "ab         1  x",
         "a-lon…  123…  yyyyyyyyy…",
-        "    why: zzzzzzzzzzzzzz…",
+        "    silent for 9 s: look",
+        "    at it",
     ]
 
 

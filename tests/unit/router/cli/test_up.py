@@ -94,7 +94,7 @@ def test_an_address_that_is_no_engine_is_refused_before_anything_is_written() ->
             _named(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
         thread.join()
-    with pytest.raises(Misuse, match="--engine: url"):
+    with pytest.raises(Misuse, match="--engine not an address: must be an address such as"):
         _named("not an address")
 
 
@@ -120,3 +120,16 @@ def test_the_banner_holds_a_line_that_works_and_the_key_where_one_is_needed(tmp_
 def test_an_address_that_is_listened_on_everywhere_is_opened_on_loopback() -> None:
     assert shown_url("0.0.0.0:1") == "http://127.0.0.1:1"
     assert shown_url("[::1]:2") == "http://[::1]:2"
+
+
+def test_a_run_that_others_can_reach_asks_for_keys_whatever_the_file_says(tmp_path: Path) -> None:
+    from router.cli.up import _with_listeners
+
+    config = written(tmp_path)
+    assert config.api.open
+    assert not _with_listeners(config, "0.0.0.0:0", "").api.open
+    assert _with_listeners(config, "127.0.0.1:0", "").api.open
+    with pytest.raises(Misuse, match="must be a loopback address"):
+        _with_listeners(config, "", "0.0.0.0:8801")
+    with pytest.raises(Misuse, match="nowhere: must be"):
+        _with_listeners(config, "nowhere", "")
