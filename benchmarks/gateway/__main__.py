@@ -1,7 +1,6 @@
-"""`python -m benchmarks.gateway`: start everything, run the measures in random order, print the table, end everything."""
+"""`python -m benchmarks.gateway`: start everything, run the measures in random order, print the table, end all."""
 
 import argparse
-import asyncio
 import os
 import random
 import sys

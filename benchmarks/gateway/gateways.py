@@ -26,6 +26,7 @@ START_S: Final = 120.0  # LiteLLM takes some 20 s on one slow core
 STOP_S: Final = 10.0
 INSTALL_S: Final = 900.0
 QUIET_S: Final = 60.0
+_NO_ENV: Final[Mapping[str, str]] = {}
 IDLE_SHARE: Final = 0.15  # of a core: below it what the last run left behind is over
 
 
@@ -36,14 +37,14 @@ class SkippedError(Exception):
 class Process:
     """A process of ours: in a group of its own, on the cores it is given, its output in a file."""
 
-    def __init__(self, command: list[str], folder: Path, *, cores: set[int], env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, command: list[str], folder: Path, *, cores: set[int], env: Mapping[str, str] = _NO_ENV) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "output.log"
         with self.log.open("wb") as out:
             self._process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -68,7 +69,8 @@ class Process:
         """Raise `SkippedError` with its last words if it has ended."""
         if self._process.poll() is not None:
             words = self.log.read_text(errors="replace").strip().splitlines()
-            raise SkippedError(f"it ended with status {self._process.returncode}: {words[-1] if words else 'no output'}")
+            last = words[-1] if words else "no output"
+            raise SkippedError(f"it ended with status {self._process.returncode}: {last}")
 
     async def quiet(self, limit_s: float = QUIET_S) -> None:
         """Wait until it is idle again: streams that were broken off are cleaned up first."""
@@ -213,14 +215,16 @@ async def start_nginx(folder: Path, upstream: Target, cores: set[int]) -> Gatewa
     listen = free_port()
     config = home / "nginx.conf"
     user = "user root;" if os.geteuid() == 0 else ""
-    config.write_text(
-        NGINX_CONF.format(user=user, folder=home, host=upstream.host, port=upstream.port, listen=listen)
-    )
+    config.write_text(NGINX_CONF.format(user=user, folder=home, host=upstream.host, port=upstream.port, listen=listen))
     process = Process([binary, "-p", str(home), "-c", str(config), "-e", str(home / "error.log")], home, cores=cores)
     target = Target("127.0.0.1", listen, model=MODEL)
     await _ready(process, target)
+    return Gateway("nginx", _nginx_version(binary), process, target)
+
+
+def _nginx_version(binary: str) -> str:
     told = subprocess.run([binary, "-v"], capture_output=True, text=True, timeout=10, check=False).stderr
-    return Gateway("nginx", told.strip().rpartition("/")[2], process, target)
+    return told.strip().rpartition("/")[2]
 
 
 def _install_nginx() -> str:
@@ -270,8 +274,9 @@ litellm_settings:
         "HOME": str(home),
         "PYTHONPATH": "",
     }
-    command = [str(venv / "bin" / "litellm"), "--config", str(config), "--host", "127.0.0.1", "--port", str(target.port)]
-    process = Process([*command, "--num_workers", "1", "--telemetry", "False"], home, cores=cores, env=env)
+    command = [str(venv / "bin" / "litellm"), "--config", str(config), "--num_workers", "1", "--telemetry", "False"]
+    command += ["--host", "127.0.0.1", "--port", str(target.port)]
+    process = Process(command, home, cores=cores, env=env)
     await _ready(process, target)
     lister = [str(venv / "bin" / "python"), "-c", "from importlib.metadata import version; print(version('litellm'))"]
     return Gateway("litellm", _once(lister, "its version").strip(), process, target)

@@ -7,7 +7,7 @@ import platform
 import statistics
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -109,7 +109,8 @@ def markdown(runs: Runs, about: Mapping[str, object], skipped: Mapping[str, str]
             ratios = [ratio(line, figures, other) for other in others]
             rows.append([line.title, *ratios, *(_cell(figures.get(name), line) for name in names)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    text = "\n".join(f"| {' | '.join(word.ljust(width) for word, width in zip(row, widths, strict=True))} |" for row in rows)
+    padded = [[word.ljust(width) for word, width in zip(row, widths, strict=True)] for row in rows]
+    text = "\n".join(f"| {' | '.join(row)} |" for row in padded)
     text += "\n\nMedian [least – most] of the runs.\n"
     for title, value, _, met in bars(runs):
         text += f"\n- bar: {title}: {value:.2f}, {'met' if met else 'MISSED'}"
@@ -135,7 +136,7 @@ def circumstances(versions: Mapping[str, str], rounds: int, secs: float, cores: 
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": " ".join(["python -m benchmarks.gateway", *sys.argv[1:]]),
-        "machine": f"{_cpu_name()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB, {platform.system()} {platform.release()}",
+        "machine": f"{_cpu_name()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB, Linux {platform.release()}",
         "cores": cores,
         "versions": ", ".join(
             [f"{name} {told}" for name, told in versions.items()]
@@ -159,9 +160,7 @@ def _memory_gib() -> float:
 def write(path: Path, runs: Runs, about: Mapping[str, object], skipped: Mapping[str, str]) -> None:
     """Write everything as JSON, every single run included."""
     summary = {
-        f"{line.measure}.{line.figure}": {
-            name: {"median": cell.median, "low": cell.low, "high": cell.high} for name, cell in cells(runs, line).items()
-        }
+        f"{line.measure}.{line.figure}": {name: asdict(cell) for name, cell in cells(runs, line).items()}
         for line in LINES
     }
     judged = [{"bar": title, "ratio": value, "limit": limit, "met": met} for title, value, limit, met in bars(runs)]

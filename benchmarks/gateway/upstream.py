@@ -46,7 +46,7 @@ def _framed(data: bytes) -> bytes:
 
 
 _ROLE: Final = _framed((_CHUNK % ('{"role":"assistant","content":""}', "null")).encode())
-_BEFORE, _AFTER = _framed((_CHUNK % ('{"content":"T%018d "}' % 0, "null")).encode()).split(b"0" * 18, 1)
+_BEFORE, _AFTER = _framed((_CHUNK % (f'{{"content":"T{0:018d} "}}', "null")).encode()).split(b"0" * 18, 1)
 _FINISH: Final = _framed((_CHUNK % ("{}", '"stop"')).encode())
 _DONE: Final = _framed(b"[DONE]") + b"0\r\n\r\n"
 

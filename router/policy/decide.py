@@ -138,7 +138,7 @@ def decide(request: Request, verdict: PathVerdict, snapshot: FleetSnapshot, poli
     for group in sorted(boxes):
         _add_boxes(sorting, boxes[group])
     _add_provider(sorting, paid)
-    return _plan(sorting, verdict)
+    return _plan(sorting, verdict, book)
 
 
 def explain_all(
@@ -436,7 +436,7 @@ def _add_provider(sorting: _Sorting, paid: list[_Scored]) -> None:
             sorting.refused.setdefault(key, Pick.NOT_NEEDED if number == 0 else Pick.COST)
 
 
-def _plan(sorting: _Sorting, verdict: PathVerdict) -> Plan:
+def _plan(sorting: _Sorting, verdict: PathVerdict, book: Book) -> Plan:
     """Return the finished plan."""
     refused = sorting.refused
     for step in sorting.steps:
@@ -449,7 +449,7 @@ def _plan(sorting: _Sorting, verdict: PathVerdict) -> Plan:
         return Plan(
             steps=tuple(sorting.steps), refused=refused, path_reason=path_reason, reason=first.why, costs=sorting.costs
         )
-    reason, retry_after_s = _why_nobody(sorting)
+    reason, retry_after_s = _why_nobody(sorting, book)
     return Plan(
         steps=(),
         refused=refused,
@@ -465,7 +465,7 @@ def _left_the_path(ask: Ask, first: Step) -> bool:
     return ask.wanted is not None and first.target.tier is not _COMMERCIAL and first.target.path is not ask.wanted
 
 
-def _why_nobody(sorting: _Sorting) -> tuple[str, int]:
+def _why_nobody(sorting: _Sorting, book: Book) -> tuple[str, int]:
     """Return the refusal that got farthest, and when asking again makes sense (0 = never without a change)."""
     refused = sorting.refused
     if not refused:
@@ -482,6 +482,7 @@ def _why_nobody(sorting: _Sorting) -> tuple[str, int]:
         for _, gate, key in gates
         if gate in WAITING_HELPS
     ]
-    if not waits and farthest is _MODEL and sorting.ask.request.model_asked in sorting.policy.known:
+    asked = sorting.ask.request.model_asked
+    if not waits and farthest is _MODEL and asked in sorting.policy.known and asked not in names_served(book):
         return farthest.value, RETRY_AFTER_S  # its engine restarts, or its node does
     return farthest.value, int(min(waits) + 0.999) if waits else 0

@@ -25,7 +25,7 @@ from router.policy.spend import Reservation, Spend, cost_usd, provider_views
 from router.policy.standing import Standings
 from router.relay.intake import TokenRatios
 
-KNOWN_S: Final = 600.0  # a name nobody serves any more is missing for so long, then unknown: a node's update ends sooner
+KNOWN_S: Final = 600.0  # a name nobody serves any more is missing for so long, then unknown
 NAMES_S: Final = 1.0  # how often names are looked through: an engine that serves for less is not worth waiting for
 KNOWN_MAX: Final = 4_096  # names: 64 peers with 4 engines of 16 models
 PREFILL_USUAL_TPS: Final = 2_000.0  # to judge a failure's cost where no rate is known
@@ -84,7 +84,9 @@ class Desk:
         providers = self._provider_views() if self._provider_settings else ()
         last = self._policy
         if standing is not last.standing or providers is not last.providers:
-            last = Policy(settings=self._routing, providers=providers, standing=standing, known=last.known, book=last.book)
+            last = Policy(
+                settings=self._routing, providers=providers, standing=standing, known=last.known, book=last.book
+            )
         policy = last.at(snapshot)
         if snapshot.now >= self._names_at:
             self._names_at = Instant(snapshot.now + NAMES_S)

@@ -52,6 +52,17 @@ class SseDecoder:
         self._rest = rest
         return events
 
+    def whole(self, chunk: bytes) -> bytes | None:
+        """Return the data of a `chunk` that is one event of one data line, LF only, with nothing pending; else None.
+
+        That is a token of every engine we know. `feed` says the same at several times the price; after None, feed it.
+        """
+        if self._started and not self._rest and chunk.startswith(b"data: ") and chunk.endswith(b"\n\n"):
+            line = chunk[6:-2]
+            if b"\n" not in line and b"\r" not in line:
+                return line
+        return None
+
     def flush(self) -> list[SseEvent]:
         """Return what stands unfinished at the end of the stream, as events: some engines forget the blank line."""
         rest, self._rest = self._rest, b""

@@ -10,15 +10,16 @@ from typing import Final
 import msgspec
 
 from router.model.events import Culprit, Loss, LossKind, Usage
-from router.stream.sse import SseDecoder, SseEvent, SseOverflowError
+from router.stream.sse import SseDecoder, SseOverflowError
 
 CHOICES_MAX: Final = 4_096  # counted in one stream; OpenAI allows 128 for each prompt
 _BAD_FINISH: Final = frozenset({"abort", "error"})  # vLLM says "abort" when it is shut down in mid-answer
+_ABSENT: Final = msgspec.Raw()
 
 
 def _there(value: msgspec.Raw) -> bool:
     """Return whether a field came, and was not null. (msgspec has no `Raw | None`.)"""
-    return bytes(value) not in {b"", b"null"}
+    return value is not _ABSENT and bytes(value) not in {b"", b"null"}
 
 
 class _PromptDetails(msgspec.Struct):
@@ -41,23 +42,23 @@ class _Delta(msgspec.Struct):
     reasoning: str | None = None
     refusal: str | None = None
     tool_calls: list[msgspec.Raw] | None = None
-    function_call: msgspec.Raw = msgspec.Raw()
+    function_call: msgspec.Raw = _ABSENT
 
 
 class _Choice(msgspec.Struct):
     index: int = 0
     delta: _Delta | None = None
     text: str | None = None
-    message: msgspec.Raw = msgspec.Raw()
+    message: msgspec.Raw = _ABSENT
     finish_reason: str | None = None
 
 
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
-    error: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = _ABSENT
     object: str | None = None
-    data: msgspec.Raw = msgspec.Raw()  # embeddings
+    data: msgspec.Raw = _ABSENT  # embeddings
 
 
 class _ErrorBody(msgspec.Struct):
@@ -99,18 +100,18 @@ class StreamWatch:
 
     def feed(self, chunk: bytes) -> bytes:
         """Return the bytes to forward. After `loss` is set nothing more is forwarded."""
+        if self.content_events and (data := self._decoder.whole(chunk)) is not None:
+            return self._one(chunk, data)  # the common case costs neither list nor copy
         try:
             events = self._decoder.feed(chunk)
         except SseOverflowError:
             self.loss = Loss(LossKind.TOO_LARGE, Culprit.UPSTREAM, "an event larger than 4 MiB")
             return b""
-        if len(events) == 1 and self.content_events:  # the common case costs no list
-            return self._one(events[0])
-        return b"".join([self._one(event) for event in events])
+        return b"".join([self._one(*event) for event in events])
 
     def end(self) -> bytes:
         """Hear that the stream ended; return the last bytes to forward and set `loss` if it ended too soon."""
-        out = b"".join([self._one(event) for event in self._decoder.flush()])
+        out = b"".join([self._one(*event) for event in self._decoder.flush()])
         if self.loss is None and not self.finish:
             self._conclude("the stream ended without a finish reason")
         return out
@@ -127,25 +128,25 @@ class StreamWatch:
         held, self._held = self._held, []
         return b"".join(held)
 
-    def _one(self, event: SseEvent) -> bytes:
+    def _one(self, raw: bytes, data: bytes, kind: bytes = b"") -> bytes:
         if self.loss is not None or self.terminated:
             return b""
-        if not event.data:
+        if not data:
             return b""  # comments and pings: liveness, not content; ours are written by the relay
-        if event.data == b"[DONE]":
+        if data == b"[DONE]":
             self.terminated = True
             if not self.finish:
                 self._conclude("[DONE] without a finish reason")
             return b""
         try:
-            chunk = _chunks.decode(event.data)
+            chunk = _chunks.decode(data)
         except (msgspec.DecodeError, RecursionError):
             self.loss = Loss(LossKind.GARBLED, Culprit.UPSTREAM, "a chunk that is not the JSON it should be")
             return b""
-        if _there(chunk.error) or event.event == b"error":
-            self.loss = error_loss(bytes(chunk.error) if _there(chunk.error) else event.data, status=0)
+        if _there(chunk.error) or kind == b"error":
+            self.loss = error_loss(bytes(chunk.error) if _there(chunk.error) else data, status=0)
             return b""
-        return self._chunk(chunk, event.raw)
+        return self._chunk(chunk, raw)
 
     def _chunk(self, chunk: _Chunk, raw: bytes) -> bytes:
         content = False
@@ -217,9 +218,9 @@ _CLIENT_STATUSES: Final = frozenset({400, 413, 422})
 
 
 class _OuterError(msgspec.Struct):
-    error: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = _ABSENT
     message: str = ""
-    detail: msgspec.Raw = msgspec.Raw()
+    detail: msgspec.Raw = _ABSENT
 
 
 _outer: Final = msgspec.json.Decoder(_OuterError)

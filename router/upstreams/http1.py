@@ -179,8 +179,12 @@ class EngineConnection(asyncio.Protocol):
         call = self._hearing
         parts = self._parts
         if parts and call is not None:
-            self._parts = []
-            call.hear_data(parts[0] if len(parts) == 1 else b"".join(parts))
+            if len(parts) == 1:
+                data = parts.pop()
+            else:
+                data = b"".join(parts)
+                parts.clear()
+            call.hear_data(data)
         if self._message_complete and self._hearing is not None:
             call, self._hearing = self._hearing, None
             if self._keep_alive and self.usable:

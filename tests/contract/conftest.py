@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.vllm import server
-from tests.vllm.server import BLOCK_TOKENS, CONTEXT_TOKENS, POOL_BLOCKS, SERVED_MODEL, VllmError, VllmServer
+from tests.vllm.server import BLOCK_TOKENS, CONTEXT_TOKENS, POOL_BLOCKS, SERVED_MODEL, VllmServer
 
 ROOT = Path(__file__).parents[2]
 END_TIMEOUT_S = 10.0
-BUILD_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +28,12 @@ class Engine:
 
 
 @pytest.fixture(scope="session", params=["sim", pytest.param("vllm", marks=pytest.mark.vllm)])
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     if request.param == "sim":
         yield from _sim()
     else:
-        yield from _vllm(tmp_path_factory.mktemp("vllm") / "vllm.log")
+        one: VllmServer = request.getfixturevalue("vllm")
+        yield Engine(one.url, SERVED_MODEL)
 
 
 def _sim() -> Iterator[Engine]:
@@ -50,14 +49,3 @@ def _sim() -> Iterator[Engine]:
         finally:
             process.terminate()
             process.wait(END_TIMEOUT_S)
-
-
-def _vllm(log: Path) -> Iterator[Engine]:
-    model = server.cache_folder() / "models" / server.MODEL_NAME
-    builder = [server.python(), str(ROOT / "tests" / "vllm" / "tiny_model.py"), str(model)]
-    subprocess.run(builder, check=True, capture_output=True, timeout=BUILD_TIMEOUT_S)
-    try:
-        with VllmServer(model, log=log) as one:
-            yield Engine(one.url, SERVED_MODEL)
-    except VllmError as error:
-        pytest.fail(str(error), pytrace=False)

@@ -27,6 +27,8 @@ import openai
 from prometheus_client.parser import text_string_to_metric_families
 
 from fednode.disk import create_identity
+from tests.fakes.anthropic_provider import FakeAnthropic
+from tests.fakes.openai_provider import FakeOpenAi
 
 ROOT: Final = Path(__file__).parents[2]
 START_S: Final = 60.0  # 2 s alone; three daemons beside three engines that load on two cores take many times that
@@ -38,6 +40,36 @@ _RNG: Final = random.Random(os.getpid() ^ time.time_ns())
 _GIVEN: Final[set[int]] = set()
 
 Json = dict[str, Any]
+QUESTION: Final = [{"role": "user", "content": "Tell me about the bridge."}]
+AT_HOME: Final = {"home", "stayed_home"}  # the latter while a report still shows the request before this one
+SOON: Final = {"x-fednode-deadline-s": "0.5"}  # a known model is waited for; here the refusal is the answer
+
+ANTHROPIC_KEY, OPENAI_KEY = "sk-ant-test", "sk-test"
+PROVIDERS = """
+[[provider]]
+name = "anthropic"
+kind = "anthropic"
+base_url = "http://127.0.0.1:{anthropic}"
+api_key_env = "TEST_ANTHROPIC_KEY"
+monthly_budget_usd = 50.0
+[[provider.model]]
+id = "claude-test"
+input_usd_per_mtok = 3.0
+output_usd_per_mtok = 15.0
+context_tokens = 200000
+[[provider]]
+name = "openai"
+kind = "openai"
+base_url = "http://127.0.0.1:{openai}"
+api_key_env = "TEST_OPENAI_KEY"
+monthly_budget_usd = 50.0
+[[provider.model]]
+id = "gpt-test"
+input_usd_per_mtok = 5.0
+output_usd_per_mtok = 20.0
+context_tokens = 128000
+"""
+TIMEOUTS = "[timeouts]\nconnect_s = 1.0\nfirst_event_s = 10.0\nstall_s = 5.0\ndrain_s = 5.0\n"
 
 
 def free_port() -> int:
@@ -356,11 +388,72 @@ async def until(look: Callable[[], Awaitable[bool]], *, within_s: float = PATIEN
     began_at = time.monotonic()
     try:
         async with asyncio.timeout(within_s):
-            while not await look():
+            while not await look():  # noqa: ASYNC110  # nobody announces what other processes know
                 await asyncio.sleep(LOOK_S)
     except TimeoutError:
         raise AssertionError(f"not true within {within_s} s: {look}") from None
     return time.monotonic() - began_at
+
+
+@dataclass
+class Providers:
+    """Two local servers that speak the providers' real wire formats."""
+
+    anthropic: FakeAnthropic
+    openai: FakeOpenAi
+
+
+class Shops:
+    """Where a node finds those two, whoever runs them."""
+
+    def __init__(self) -> None:
+        self._ports = {"anthropic": free_port(), "openai": free_port()}
+        self.toml = PROVIDERS.format(**self._ports)
+        self.environment = {"TEST_ANTHROPIC_KEY": ANTHROPIC_KEY, "TEST_OPENAI_KEY": OPENAI_KEY}
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[Providers]:
+        found = Providers(FakeAnthropic(key=ANTHROPIC_KEY), FakeOpenAi(key=OPENAI_KEY))
+        await found.anthropic.start(self._ports["anthropic"])
+        await found.openai.start(self._ports["openai"])
+        try:
+            yield found
+        finally:
+            await found.anthropic.stop()
+            await found.openai.stop()
+
+
+class Stay:
+    """One test at a fleet: its HTTP session, and members that leave with it."""
+
+    def __init__(self, fleet: Fleet, http: aiohttp.ClientSession, stack: contextlib.AsyncExitStack) -> None:
+        self.fleet = fleet
+        self.http = http
+        self._stack = stack
+
+    async def member(self, node: Node, **headers: str) -> openai.AsyncOpenAI:
+        """The official client of somebody who uses that node."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self._stack.enter_async_context(node.client(default_headers=named))
+
+    async def refuses(self, node: Node, model: str, candidate: str) -> bool:
+        """Tell whether `node` would not send a request for `model` there now."""
+        plan = await node.explain(self.http, {"model": model, "messages": QUESTION})
+        return candidate not in {step["candidate"] for step in plan["steps"]}
+
+    async def reload(self, node: Node) -> None:
+        """Write peers.toml anew and wait until the node has read it."""
+
+        def reloads() -> int:
+            return node.process.log.read_text().count("node_reloaded")
+
+        async def once_more() -> bool:
+            return reloads() > before
+
+        before = reloads()
+        self.fleet.introduce()
+        node.process.send(signal.SIGHUP)
+        await until(once_more)
 
 
 # ── members ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -375,6 +468,7 @@ class Seen:
     ended_at: float = 0.0
     first_content_at: float = 0.0
     text: str = ""
+    finish: str = ""
     error: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     usage: Any = None
@@ -413,9 +507,10 @@ async def ask(client: openai.AsyncOpenAI, model: str, text: str = "Tell me about
     try:
         answer = await client.chat.completions.with_raw_response.create(model=model, **asked)
         seen.headers = answer.headers
-        found = answer.parse()
+        found: Any = answer.parse()
         if not stream:
             seen.text = found.choices[0].message.content or ""
+            seen.finish = found.choices[0].finish_reason or ""
             seen.usage = found.usage
         else:
             async with contextlib.aclosing(found.response):
@@ -436,6 +531,7 @@ async def ask(client: openai.AsyncOpenAI, model: str, text: str = "Tell me about
 
 def _hear(seen: Seen, chunk: Any) -> None:
     for choice in chunk.choices:
+        seen.finish = choice.finish_reason or seen.finish
         if choice.delta.content:
             seen.first_content_at = seen.first_content_at or time.monotonic()
             seen.text += choice.delta.content
@@ -445,7 +541,10 @@ def _hear(seen: Seen, chunk: Any) -> None:
 class Crowd:
     """Members who ask again as soon as they are answered, streamed and not in turn; `seen` holds every answer."""
 
-    def __init__(self, client: openai.AsyncOpenAI, model: str, members: int, **more: Any) -> None:
+    def __init__(
+        self, client: openai.AsyncOpenAI, model: str, members: int, *, pause_s: float = 0.0, **more: Any
+    ) -> None:
+        self._pause_s = pause_s
         self.seen: list[Seen] = []
         self._client = client
         self._model = model
@@ -459,6 +558,8 @@ class Crowd:
             turn += 1
             text = f"Member {number}, question {turn}: what does the bridge carry?"
             self.seen.append(await ask(self._client, self._model, text, stream=turn % 2 == 0, **self._more))
+            if self._pause_s:
+                await asyncio.sleep(self._pause_s)
 
     @contextlib.asynccontextmanager
     async def asking(self) -> AsyncIterator[Crowd]:
@@ -487,6 +588,10 @@ class Crowd:
 
     def errors_before_content(self) -> list[str]:
         return [seen.error for seen in self.seen if seen.failed_early]
+
+    def cut_without_a_word(self) -> list[Seen]:
+        """Answers that ended as if they were whole and are not: the one thing worse than an error."""
+        return [seen for seen in self.seen if not seen.error and seen.finish not in {"length", "stop"}]
 
 
 @contextlib.asynccontextmanager

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from fednode.disk import create_identity
 
-PATIENCE_S = 20.0  # for a start or a state on a busy machine; reached only when something is broken
+PATIENCE_S = 60.0  # for a start or a state on a busy machine; reached only when something is broken
 STEP_S = 0.02  # between two looks at a state that nobody announces
 ROOT = Path(__file__).parents[2]
 
@@ -216,7 +216,7 @@ class _Process:
             return self.wait()
         self.signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return self.wait(PATIENCE_S / 2)
+            return self.wait(PATIENCE_S / 4)
         self.kill()
         raise AssertionError(f"it did not end on SIGTERM:\n{self.log[-2000:]}")
 

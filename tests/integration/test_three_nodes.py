@@ -8,34 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import openai
 import pytest
 
 from fednode.identity.certs import to_pem
-from tests.fakes.anthropic_provider import FakeAnthropic
-from tests.fakes.openai_provider import FakeOpenAi
 from tests.fakes.peer_pair import fake_node
 from tests.integration.fleet import (
+    AT_HOME,
+    QUESTION,
+    SOON,
+    TIMEOUTS,
     Crowd,
     EngineAt,
     Fleet,
     Headroom,
     Node,
+    Providers,
     Seen,
+    Shops,
     Sim,
+    Stay,
     ask,
-    free_port,
     get,
     long_requests,
     until,
@@ -44,40 +45,10 @@ from tests.integration.fleet import (
 BIG, SMALL, RARE = "qwen-big", "qwen-small", "rare"
 BLOCKS, BLOCK_TOKENS = 400, 32  # a small pool, so that one request is many 256ths of it
 USABLE_TOKENS = (BLOCKS - 1) * BLOCK_TOKENS
-ANTHROPIC_KEY, OPENAI_KEY = "sk-ant-test", "sk-test"
 PEERED_S = 10.0
 AVOIDED_S = 3.5  # 2.3 s of silence, 1 s of asking
 HANG_UP_S = 1.0
 BACK_S = 20.0
-QUESTION = [{"role": "user", "content": "Tell me about the bridge."}]
-AT_HOME = {"home", "stayed_home"}  # the latter while a report still shows the request before this one
-SOON = {"x-fednode-deadline-s": "0.5"}  # a known model is waited for; here the refusal is the answer
-
-PROVIDERS = """
-[[provider]]
-name = "anthropic"
-kind = "anthropic"
-base_url = "http://127.0.0.1:{anthropic}"
-api_key_env = "TEST_ANTHROPIC_KEY"
-monthly_budget_usd = 50.0
-[[provider.model]]
-id = "claude-test"
-input_usd_per_mtok = 3.0
-output_usd_per_mtok = 15.0
-context_tokens = 200000
-[[provider]]
-name = "openai"
-kind = "openai"
-base_url = "http://127.0.0.1:{openai}"
-api_key_env = "TEST_OPENAI_KEY"
-monthly_budget_usd = 50.0
-[[provider.model]]
-id = "gpt-test"
-input_usd_per_mtok = 5.0
-output_usd_per_mtok = 20.0
-context_tokens = 128000
-"""
-TIMEOUTS = "[timeouts]\nconnect_s = 1.0\nfirst_event_s = 10.0\nstall_s = 5.0\ndrain_s = 5.0\n"
 
 
 class Cities:
@@ -92,15 +63,15 @@ class Cities:
         self.big_b = Sim(folder, "big-b", BIG, decode_tps=200, prefill_tps=20_000, **pool)
         self.rare_b = Sim(folder, "rare-b", RARE, decode_tps=200, prefill_tps=20_000, **pool)
         self.sims = (self.big_a, self.fast_a, self.big_b, self.rare_b)
-        self.provider_ports = {"anthropic": free_port(), "openai": free_port()}
+        self.shops = Shops()
         self.a = Node(
             folder / "a",
             "melbourne",
             "melbourne",
             engines=(EngineAt("big", self.big_a.url), EngineAt("quick", self.fast_a.url, "fast")),
             privacy="commercial",
-            more=PROVIDERS.format(**self.provider_ports) + TIMEOUTS,
-            environment={"TEST_ANTHROPIC_KEY": ANTHROPIC_KEY, "TEST_OPENAI_KEY": OPENAI_KEY},
+            more=self.shops.toml + TIMEOUTS,
+            environment=self.shops.environment,
         )
         engines = (EngineAt("big", self.big_b.url), EngineAt("rare", self.rare_b.url))
         self.b = Node(folder / "b", "graz", "graz", engines=engines, more=TIMEOUTS)
@@ -130,18 +101,13 @@ def cities(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cities]:
         found.stop()
 
 
-class Visit:
-    """One test's visit to the fleet: HTTP sessions and members that end with it."""
+class Visit(Stay):
+    """One test's visit to these cities."""
 
     def __init__(self, cities: Cities, http: aiohttp.ClientSession, stack: AsyncExitStack) -> None:
+        super().__init__(cities.fleet, http, stack)
         self.cities = cities
         self.a, self.b, self.c = cities.a, cities.b, cities.c
-        self.http = http
-        self._stack = stack
-
-    async def member(self, node: Node, **headers: str) -> openai.AsyncOpenAI:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return await self._stack.enter_async_context(node.client(default_headers=named))
 
     async def all_well(self) -> bool:
         """Tell whether all engines are up and all peers alive, with what they serve known."""
@@ -156,31 +122,12 @@ class Visit:
         served = {name: {model["id"] for model in row["models"]} for name, row in rows.items()}
         return served == {"melbourne": {BIG, SMALL}, "graz": {BIG, RARE}}
 
-    async def refuses(self, node: Node, model: str, candidate: str) -> bool:
-        """Tell whether `node` would not send a request for `model` there now."""
-        plan = await node.explain(self.http, {"model": model, "messages": QUESTION})
-        return candidate not in {step["candidate"] for step in plan["steps"]}
-
     async def answer_of(self, sim: Sim, *, max_tokens: int) -> dict[str, Any]:
         """Ask an engine itself what `ask` asks."""
         body = {"model": BIG, "messages": QUESTION, "temperature": 0, "max_tokens": max_tokens}
         async with self.http.post(sim.url + "/v1/chat/completions", json=body) as answer:
             found = await answer.json()
         return {"text": found["choices"][0]["message"]["content"], "prompt_tokens": found["usage"]["prompt_tokens"]}
-
-    async def reload(self, node: Node) -> None:
-        """Write peers.toml anew and wait until the node has read it."""
-
-        def reloads() -> int:
-            return node.process.log.read_text().count("node_reloaded")
-
-        async def once_more() -> bool:
-            return reloads() > before
-
-        before = reloads()
-        self.cities.fleet.introduce()
-        node.process.send(signal.SIGHUP)
-        await until(once_more)
 
     async def idle(self) -> bool:
         """Tell whether nothing is left of any request, anywhere."""
@@ -212,24 +159,10 @@ async def visit(cities: Cities) -> AsyncIterator[Visit]:
         await until(one.idle, within_s=15.0)
 
 
-@dataclass
-class Providers:
-    """Two local servers that speak the providers' real wire formats."""
-
-    anthropic: FakeAnthropic
-    openai: FakeOpenAi
-
-
 @pytest.fixture
 async def providers(cities: Cities) -> AsyncIterator[Providers]:
-    found = Providers(FakeAnthropic(key=ANTHROPIC_KEY), FakeOpenAi(key=OPENAI_KEY))
-    await found.anthropic.start(cities.provider_ports["anthropic"])
-    await found.openai.start(cities.provider_ports["openai"])
-    try:
+    async with cities.shops.open() as found:
         yield found
-    finally:
-        await found.anthropic.stop()
-        await found.openai.stop()
 
 
 def _without_id(line: bytes) -> dict[str, Any] | bytes:
@@ -274,7 +207,7 @@ async def test_the_official_client_gets_the_engines_own_answer(
     visit: Visit, city: str, route: str, stream: bool
 ) -> None:
     node = visit.a if city == "melbourne" else visit.c
-    asked = {"stream_options": {"include_usage": True}} if stream else {}
+    asked: dict[str, Any] = {"stream_options": {"include_usage": True}} if stream else {}
     seen = await ask(await visit.member(node), BIG, max_tokens=40, stream=stream, **asked)
     assert not seen.error
     assert seen.route == route
@@ -471,6 +404,7 @@ async def test_members_do_not_notice_a_killed_engine_and_return_to_it_by_themsel
         visit.cities.big_a.start()
         await until(crowd.answered(3, since=restarted_at, route="local"))
     assert crowd.errors_before_content() == []
+    assert crowd.cut_without_a_word() == []
     between = [seen for seen in crowd.since(killed_at) if seen.ended_at < restarted_at]
     assert {(seen.route, seen.node) for seen in between} == {("peer", "graz")}
     assert {seen.route for seen in crowd.seen if not seen.error} == {"local", "peer"}, "no provider was needed"
@@ -485,7 +419,8 @@ async def test_a_killed_daemon_is_avoided_within_seconds_and_returns_by_itself(v
     crowd = Crowd(await visit.member(visit.c), BIG, 4, max_tokens=20)
 
     async def avoided() -> bool:
-        return str((await visit.c.peers(visit.http))["graz"]["state"]) != "alive"
+        away = str((await visit.c.peers(visit.http))["graz"]["state"]) == "avoid"
+        return away and await visit.refuses(visit.c, BIG, "peer/graz")
 
     async with crowd.asking():
         await until(crowd.answered(2, node="graz"))
@@ -498,6 +433,7 @@ async def test_a_killed_daemon_is_avoided_within_seconds_and_returns_by_itself(v
         back_s = await until(crowd.answered(1, since=avoided_at, node="graz"), within_s=BACK_S)
     print(f"daemon killed to avoided: {avoided_s:.2f} s; started to first answer: {back_s:.2f} s")
     assert crowd.errors_before_content() == []
+    assert crowd.cut_without_a_word() == []
     slowest = max(seen.ended_at - seen.began_at for seen in crowd.since(killed_at))
     assert slowest < 5.0
     await until(visit.all_well, within_s=BACK_S)

@@ -1,7 +1,10 @@
+from collections.abc import Iterator
+
+import pytest
 from rich.cells import cell_len
 
-from router.cli.faults import one_line
-from router.cli.out import Column, Row, fitted, table
+from router.cli.faults import Failure, one_line
+from router.cli.out import Column, Line, Row, fitted, table, watch
 
 COLUMNS = (Column("name", 6), Column("n", 4, right=True), Column("rest", 40))
 
@@ -34,3 +37,23 @@ def test_a_line_that_fits_is_left_alone() -> None:
     assert fitted("abc", 3) == "abc"
     assert fitted("abcd", 3) == "ab…"
     assert fitted("abcd", 0) == ""
+
+
+def test_watching_goes_on_while_the_node_is_away_but_does_not_begin_without_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.cli.out.REFRESH_S", 0.0)
+    looks: Iterator[list[Line] | BaseException] = iter(
+        [[("one", "")], Failure("away"), [("two", "")], KeyboardInterrupt()]
+    )
+
+    def look() -> list[Line]:
+        seen = next(looks)
+        if isinstance(seen, BaseException):
+            raise seen
+        return seen
+
+    watch(look)
+    assert capsys.readouterr().out.split() == ["one", "away", "two"]
+    with pytest.raises(Failure):
+        watch(lambda: (_ for _ in ()).throw(Failure("down")))

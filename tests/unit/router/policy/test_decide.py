@@ -100,6 +100,11 @@ def test_an_idle_newcomer_without_a_measured_rate_relieves_a_busy_home() -> None
     assert keys(plan) == ["peer/new", "home/big"]
 
 
+def test_an_idle_newcomer_without_a_measured_rate_is_no_worse_than_a_busy_peer() -> None:
+    plan = plan_for(request("big"), fleet(peer("busy", load=BUSY), peer("new", load={"prefill_tps": None})))
+    assert keys(plan) == ["peer/new", "peer/busy"]
+
+
 def test_an_engine_that_tells_nothing_still_serves_at_home() -> None:
     plan = plan_for(request("big"), fleet(engine(load=EngineLoad(), max_model_len=None)))
     assert keys(plan) == ["home/big"]
@@ -179,6 +184,15 @@ def test_a_known_model_whose_engine_is_down_is_not_unknown() -> None:
     plan = plan_for(request("Qwen-235B"), fleet(engine(health=Health.DOWN)))
     assert (plan.known_model, plan.reason) == (True, "state")
     assert plan.retry_after_s > 0
+
+
+@pytest.mark.parametrize("name", ["Qwen-235B", "big"])
+def test_what_was_served_a_while_ago_is_missing_and_worth_waiting_for(name: str) -> None:
+    policy = Policy(RoutingSettings(), known=frozenset({"Qwen-235B", "big"}))
+    plan = plan_for(request(name), fleet(SMALL, peer("graz", model="Qwen-4B", path=Path.FAST)), policy)
+    assert (plan.known_model, plan.reason, plan.steps) == (True, "model", ())
+    assert plan.retry_after_s > 0
+    assert not plan_for(request("gpt-9"), fleet(SMALL), policy).known_model
 
 
 COMMERCIAL = request("big", privacy=Privacy.COMMERCIAL)
