@@ -15,11 +15,12 @@ from router.stream.sse import SseDecoder, SseOverflowError
 CHOICES_MAX: Final = 4_096  # counted in one stream; OpenAI allows 128 for each prompt
 _BAD_FINISH: Final = frozenset({"abort", "error"})  # vLLM says "abort" when it is shut down in mid-answer
 _ABSENT: Final = msgspec.Raw()
+_NULL: Final = msgspec.Raw(b"null")
 
 
 def _there(value: msgspec.Raw) -> bool:
     """Return whether a field came, and was not null. (msgspec has no `Raw | None`.)"""
-    return value is not _ABSENT and bytes(value) not in {b"", b"null"}
+    return value is not _ABSENT and value not in (_ABSENT, _NULL)  # as `Raw`: bytes() would copy it
 
 
 class _PromptDetails(msgspec.Struct):

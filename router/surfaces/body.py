@@ -22,7 +22,7 @@ _top: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _text: Final = msgspec.json.Decoder(str)
 _number: Final = msgspec.json.Decoder(int)
 _flag: Final = msgspec.json.Decoder(bool)
-_NULL: Final = b"null"
+_NULL: Final = msgspec.Raw(b"null")
 
 
 class _StreamOptions(msgspec.Struct):
@@ -53,7 +53,7 @@ class JsonBody:
     def present(self, name: str) -> bool:
         """Return whether `name` is there and not null."""
         value = self.fields.get(name)
-        return value is not None and bytes(value) != _NULL
+        return value is not None and value != _NULL  # as `Raw`: bytes() would copy a megabyte of messages
 
     def text(self, name: str, default: str) -> str:
         """Return a string field. Raises `RequestError` when it is something else."""

@@ -4,6 +4,7 @@ Words that occur nowhere else are put into every place of a request; then everyt
 searched for them.
 """
 
+import http.client
 import json
 import os
 import stat
@@ -101,7 +102,10 @@ class Stage:
             **more,
         }  # fmt: skip
         shown = {name: f"{HEADER}{number}" for number, name in enumerate(HEADERS)}
-        return self.a.ask(body, headers={**shown, "authorization": f"Bearer {self.key}", **(headers or {})})
+        try:
+            return self.a.ask(body, headers={**shown, "authorization": f"Bearer {self.key}", **(headers or {})})
+        except http.client.IncompleteRead as torn:  # an honest end of a stream that broke
+            return Reply(200, {}, torn.partial)
 
 
 @pytest.fixture(scope="module")

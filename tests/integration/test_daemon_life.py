@@ -173,7 +173,7 @@ def test_sighup_reads_keys_and_peers_again(tmp_path: Path, engines: list[Engine]
     with Node(tmp_path / "n", engines, open=False, federation=True) as node:
         key = node.key("ada")
         with contextlib.closing(sqlite3.connect(next((node.folder / "data").glob("*.db")))) as database, database:
-            database.execute("UPDATE member_keys SET revoked_at = 1.0")
+            database.execute("UPDATE key SET revoked_at = 1.0")
         assert node.ask(node.chat(tokens=1), headers={"x-api-key": key}).status == 200, "not yet"
         stanza = '[[peer]]\nname = "far"\nnode = "ed25519:{}"\ntrust = "partner"\naddresses = ["127.0.0.1:1"]\n'
         other = "fbzgv6u7hebfig5a7vesweyuoldhvda5472tvjbgchultw23n2nq"
