@@ -122,9 +122,26 @@ def run(config: NodeConfig, *, started: Callable[[Listening], None] = lambda _: 
     `started` is called once everything listens. Raises `ConfigError`, `DataDirError`, `LinkError` or `OSError` when
     the node cannot start, each with one line that says why.
     """
-    with open_data_dir(config.data_dir, network=config.federation.network) as data, _database(data.path) as database:
+    hangups = _Hangups()
+    with hangups, open_data_dir(config.data_dir, network=config.federation.network) as data, _database(data.path) as database:
         daemon = Daemon(config, data, database)
-        return uvloop.run(daemon.run(started))
+        return uvloop.run(daemon.run(started, hangups))
+
+
+class _Hangups:
+    """Takes SIGHUP while there is no loop to hear it: one that comes during the start reloads once that is done."""
+
+    def __init__(self) -> None:
+        self.missed = False
+
+    def __enter__(self) -> None:
+        signal.signal(signal.SIGHUP, self._take)
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the loop has put the deadly default back; the process ends now
+
+    def _take(self, *_: object) -> None:
+        self.missed = True
 
 
 @contextlib.contextmanager
@@ -228,7 +245,7 @@ class Daemon:
         self._stop_now = asyncio.Event()
         self._started_at = clock.now()
 
-    async def run(self, started: Callable[[Listening], None]) -> int:
+    async def run(self, started: Callable[[Listening], None], hangups: _Hangups) -> int:
         """Start everything, wait for a signal, drain, stop."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -242,6 +259,8 @@ class Daemon:
                 "node_started", node=self._agent.snapshot().me.node, api=listening.api, admin=listening.admin
             )
             started(listening)
+            if hangups.missed:
+                self._reload()
             stop = loop.create_task(self._stop.wait())
             await asyncio.wait({agent, stop}, return_when=asyncio.FIRST_COMPLETED)
             stop.cancel()

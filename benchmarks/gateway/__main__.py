@@ -3,6 +3,7 @@
 import argparse
 import os
 import random
+import signal
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Final
 import uvloop
 
 from benchmarks.gateway import measures, report
-from benchmarks.gateway.gateways import STARTERS, Gateway, Process, SkippedError, start_upstream
+from benchmarks.gateway.gateways import STARTED, STARTERS, Gateway, Process, SkippedError, start_upstream
 from benchmarks.gateway.load import BrokenRunError, Target
 from benchmarks.gateway.measures import MEASURES, Bench
 
@@ -28,7 +29,7 @@ class Session:
     secs: float
     only: list[str]
     folder: Path
-    processes: list[Process] = field(default_factory=list)
+    upstream: Process = field(init=False)
     gateways: dict[str, Gateway] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     runs: report.Runs = field(default_factory=dict)
@@ -37,8 +38,7 @@ class Session:
         """Do everything; return what the figures hold for."""
         load_core, upstream_core, gateway_core = _cores()
         os.sched_setaffinity(0, {load_core})
-        upstream_process, upstream = await start_upstream(self.folder, {upstream_core})
-        self.processes.append(upstream_process)
+        self.upstream, upstream = await start_upstream(self.folder, {upstream_core})
         for name in self._wanted(STARTERS):
             try:
                 gateway = await STARTERS[name](self.folder, upstream, {gateway_core})
@@ -46,7 +46,6 @@ class Session:
                 self.skipped[name] = str(error)
                 _say(f"skipped: {name}: {error}")
                 continue
-            self.processes.append(gateway.process)
             self.gateways[name] = gateway
             _say(f"ready: {name} {gateway.version}")
         await self._memory(upstream)
@@ -81,7 +80,7 @@ class Session:
         for measure, name in pairs:
             gateway = self.gateways.get(name)
             target = gateway.target if gateway is not None else upstream
-            process = gateway.process if gateway is not None else self.processes[0]
+            process = gateway.process if gateway is not None else self.upstream
             process.settle()
             bench = Bench(upstream, self.secs, process.cpu_ns)
             try:
@@ -128,12 +127,13 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     """Run; the status is 0 when there is a table, whatever it says."""
     asked = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended, too
     with tempfile.TemporaryDirectory(prefix="fednode-bench-") as folder:
         session = Session(asked.rounds, asked.secs, asked.only, Path(folder))
         try:
             about = uvloop.run(session.run())
         finally:
-            for process in session.processes:
+            for process in STARTED:
                 process.stop()
     print(report.markdown(session.runs, about, session.skipped))
     if asked.out is not None:

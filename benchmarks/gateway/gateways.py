@@ -30,6 +30,10 @@ _NO_ENV: Final[Mapping[str, str]] = {}
 IDLE_SHARE: Final = 0.15  # of a core: below it what the last run left behind is over
 
 
+STARTED: Final[list["Process"]] = []
+"""Every process of this run, from the instant it was started: whatever happens, each is ended."""
+
+
 class SkippedError(Exception):
     """This gateway cannot take part; the message says why, in one line."""
 
@@ -50,8 +54,9 @@ class Process:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        os.sched_setaffinity(self._process.pid, cores)
         self.pids = [self._process.pid]
+        STARTED.append(self)
+        os.sched_setaffinity(self._process.pid, cores)
 
     def settle(self) -> None:
         """Learn which processes there are now."""

@@ -38,9 +38,9 @@ class Circuit:
     open_until: Instant = NEVER
     on_trial: bool = False  # half-open: the time is over, no answer yet
     returned_at: Instant = NEVER
-    ratio: float = 1.0  # EWMA of observed / promised, faults at the SLO time, not clipped
+    ratio: float = 1.0  # EWMA of observed / promised, faults at the SLO time; at most 3, or it would fade too late
     ratio_at: Instant = NEVER
-    kept: float = 1.0  # the same over answers alone: whoever fails has not lied
+    kept: float = 1.0  # the same over answers alone, not clipped: whoever fails has not lied
     samples: int = 0  # of answers
     quarantines: int = 0
     quarantined_until: Instant = NEVER
@@ -91,7 +91,7 @@ class Circuit:
 
     def _learn(self, sample: float, now: Instant) -> None:
         ratio = self._ratio(now)
-        self.ratio = ratio + SLOWNESS_WEIGHT * (sample - ratio)
+        self.ratio = min(SLOWNESS_MAX, ratio + SLOWNESS_WEIGHT * (sample - ratio))
         self.ratio_at = now
 
     def _ratio(self, now: Instant) -> float:
@@ -113,6 +113,10 @@ class Circuit:
         self.faults = 0
         self.returned_at = now
         self.open_until = min(self.open_until, now)
+        self.forgive()
+
+    def forgive(self) -> None:
+        """Hear that what runs there is new: what was slow has ended."""
         self.ratio = 1.0
 
     def slowness(self, now: Instant) -> float:

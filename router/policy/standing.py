@@ -53,6 +53,11 @@ class Standings:
         """Hear that a peer came back from avoid or down."""
         self._touch(key).returned(now)
 
+    def restarted(self, key: str) -> None:
+        """Hear that an engine of our own came back; whether it may be used is the agent's verdict."""
+        if key in self._circuits:
+            self._touch(key).forgive()
+
     def keep_only(self, keys: Iterable[str]) -> None:
         """Forget candidates that no longer exist."""
         kept = set(keys)

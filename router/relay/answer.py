@@ -10,6 +10,7 @@ from router.model.events import Culprit, Loss, LossKind
 from router.model.plan import Plan, Step
 from router.model.summary import AttemptSummary
 from router.policy.explain import WHY_NOT
+from router.stream.watch import error_words
 from router.surfaces.answers import EVENT_STREAM, JSON
 
 HEADER_CHARS_MAX: Final = 200
@@ -152,7 +153,7 @@ class _Outer(msgspec.Struct):
 
 def _passed_on(loss: Loss, code: str | None) -> RequestError:
     """Return an upstream's word about the request itself, in the client's dialect."""
-    fields = _outer_or_inner(loss.body) or _Fields(message=loss.detail)
+    fields = _outer_or_inner(loss.body) or _Fields(message=error_words(loss.body) or loss.detail)
     if code is None and isinstance(fields.code, str):
         code = fields.code
     return RequestError(

@@ -31,6 +31,7 @@ class Patience:
     stall_s: float
     deadline_s: float
     whole_s: float  # an unstreamed answer, from start to end
+    queue_s: float  # a first token, while the upstream says that requests wait there
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ class Attempt:
 
     __slots__ = (
         "_body", "_call", "_content", "_dead", "_error_status", "_future", "_headers", "_loop", "_on_content", "_order",
-        "_out", "_patience", "_paused", "_retry_after_s", "_started", "_timer", "_touched", "_ttft_s", "_watch",
+        "_out", "_patience", "_paused", "_queueing", "_retry_after_s", "_started", "_timer", "_touched", "_ttft_s",
+        "_watch",
     )  # fmt: skip
 
     def __init__(
@@ -61,10 +63,12 @@ class Attempt:
         choices: int,
         on_content: Callable[[int | None], None],
         dead: Callable[[float], str],
+        queueing: Callable[[], bool],
     ) -> None:
         """`on_content` is called once, before the first content goes out, with its length in bytes (None: a stream):
         it writes the head. `dead` is asked after so many seconds of silence and returns why the upstream is known to
-        be dead, or "": what is dead is not waited for.
+        be dead, or "": what is dead is not waited for. `queueing` says whether the upstream tells of requests that wait
+        there: what queues is not silent, and is given until `queue_s`.
         """
         self._loop = asyncio.get_running_loop()
         self._order = order
@@ -72,6 +76,7 @@ class Attempt:
         self._patience = patience
         self._on_content = on_content
         self._dead = dead
+        self._queueing = queueing
         self._watch = StreamWatch(hide_usage=hide_usage, choices=choices) if order.stream else None
         self._body = bytearray()
         self._headers: Mapping[str, str] = {}
@@ -270,7 +275,10 @@ class Attempt:
         elif self._content:
             self._look_on(now - self._touched, patience.stall_s, LossKind.STALL, "no token for")
         elif self._order.stream:
-            self._look_on(age_s, patience.first_event_s, LossKind.SILENT, "no first token within")
+            limit_s = patience.first_event_s
+            if age_s >= limit_s and self._queueing():
+                limit_s = max(limit_s, patience.queue_s)
+            self._look_on(age_s, limit_s, LossKind.SILENT, "no first token within")
         else:
             self._look_on(age_s, patience.whole_s, LossKind.SILENT, "no answer within")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
+from fednode.model.engine import EngineView, Health
 from fednode.model.ids import NodeId
 from fednode.model.peer import PeerState, PeerView
 from fednode.model.ports import Clock, FactSink
@@ -69,6 +70,8 @@ class Desk:
         self.ratios = TokenRatios()
         self._peers: tuple[PeerView, ...] = ()
         self._states: dict[str, PeerState] = {}
+        self._engines: tuple[EngineView, ...] = ()
+        self._was_up: dict[str, bool] = {}  # by engine: as many as node.toml names
         self._providers: tuple[ProviderView, ...] = ()
         self._providers_at = 0.0
         self._providers_month = ""
@@ -80,6 +83,8 @@ class Desk:
         """Return what to decide on, with everything told so far."""
         if snapshot.peers is not self._peers:
             self._hear(snapshot.peers)
+        if snapshot.engines is not self._engines:
+            self._look_at(snapshot.engines)
         standing = self.standings.view(snapshot.now)
         providers = self._provider_views() if self._provider_settings else ()
         last = self._policy
@@ -199,6 +204,15 @@ class Desk:
                 self.standings.returned(key, now)
             states[key] = peer.state
         self._states = states
+
+    def _look_at(self, engines: tuple[EngineView, ...]) -> None:
+        """Take in which of our own engines came back."""
+        self._engines = engines
+        for engine in engines:
+            is_up = engine.health is Health.UP
+            if is_up and self._was_up.get(engine.name) is False:
+                self.standings.restarted(f"home/{engine.name}")
+            self._was_up[engine.name] = is_up
 
     def _provider_views(self) -> tuple[ProviderView, ...]:
         """Return the providers; made anew when money moved, the month turned, or a second has passed."""

@@ -81,7 +81,7 @@ class Upstreams(Protocol):
 class Pipeline:
     """Serves arrivals. One per process; used from the event loop's thread only."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the wiring hands everything over once, by name
         self,
         *,
         facts: Facts,
@@ -327,6 +327,7 @@ class _Run:
             choices=draft.choices,
             on_content=on_content,
             dead=lambda silent_s: self._dead(step, silent_s),
+            queueing=lambda: self._queueing(step),
         )
         self._current = (step, dispatch, started_at, attempt)
         try:
@@ -380,7 +381,19 @@ class _Run:
             stall_s=timeouts.stall_s,
             deadline_s=max(0.01, request.deadline_at - self._pipe.clock.now()),
             whole_s=first_s + tokens * step_s,
+            queue_s=timeouts.queue_s,
         )
+
+    def _queueing(self, step: Step) -> bool:
+        """Tell whether the upstream says, freshly, that requests wait there; a peer says it by its beacons."""
+        if step.target.tier is not Tier.HOME:
+            return step.target.tier is Tier.PEER
+        snapshot = self._pipe.facts.snapshot()
+        for engine in snapshot.engines:
+            if engine.name == step.target.endpoint:
+                fresh = engine.scraped_at is not None and snapshot.now - engine.scraped_at < IDLE_FIGURES_S
+                return fresh and engine.health is Health.UP and bool(engine.load.waiting)
+        return False
 
     def _dead(self, step: Step, silent_s: float) -> str:
         """Return why the engine behind a silent attempt is known to be dead, or ""."""

@@ -91,7 +91,7 @@ def _border(data: bytes) -> int:
 
 
 def _event(raw: bytes) -> SseEvent:
-    if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2:  # one data line, the common case
+    if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2 and b"\r" not in raw:  # one line: the common case
         return SseEvent(raw, raw[6:-2])
     data: list[bytes] = []
     kind = b""

@@ -232,7 +232,8 @@ def error_loss(body: bytes, *, status: int, retry_after_s: float | None = None) 
 
     400, 413 and 422 are the client's doing and final, but for a context overflow, which a larger window may take.
     404 means the model is gone there; 401 and 403 that the upstream does not take our key. 429, and 503 with
-    Retry-After, are a limit; everything else is the upstream's failure.
+    Retry-After, are a limit; everything else is the upstream's failure. The upstream's own words may quote the prompt,
+    so they are in `body` alone, for whoever sent it, and never in `detail`, which goes into logs and receipts.
     """
     message, code, inner = _message(body)
     status = status or inner
@@ -240,8 +241,8 @@ def error_loss(body: bytes, *, status: int, retry_after_s: float | None = None) 
         kind = LossKind.CLIENT_FAULT
         if code == "context_length_exceeded" or any(word in message for word in _CONTEXT_WORDS):
             kind = LossKind.CONTEXT
-        return Loss(kind, Culprit.CLIENT, _line(message), status or 400, body=body)
-    detail = _line(message) or (f"HTTP {status}" if status else "an error event")
+        return Loss(kind, Culprit.CLIENT, f"HTTP {status or 400}", status or 400, body=body)
+    detail = f"HTTP {status}" if status else "an error event"
     if status == 404:
         return Loss(LossKind.STALE, Culprit.UPSTREAM, detail, status)
     if status == 429 or (status in {503, 529} and retry_after_s is not None):
@@ -249,6 +250,11 @@ def error_loss(body: bytes, *, status: int, retry_after_s: float | None = None) 
     if status == 0:
         return Loss(LossKind.ERROR_EVENT, Culprit.UPSTREAM, detail)
     return Loss(LossKind.STATUS, Culprit.UPSTREAM, detail, status, retry_after_s)
+
+
+def error_words(body: bytes) -> str:
+    """Return what an error body says, whichever of the usual shapes it has; "" when nothing can be read."""
+    return _message(body)[0]
 
 
 def _message(body: bytes) -> tuple[str, str, int]:
@@ -267,8 +273,3 @@ def _message(body: bytes) -> tuple[str, str, int]:
             return outer.message, "", 0
     number = error.code if isinstance(error.code, int) else 0
     return error.message or outer.message, str(error.code or ""), error.status or number
-
-
-def _line(message: str) -> str:
-    """Return a message cut to one printable line: it may stand in a header."""
-    return "".join(letter if letter.isprintable() else " " for letter in message[:300]).strip()

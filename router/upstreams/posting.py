@@ -26,6 +26,7 @@ PROVIDER_POOL: Final = 256  # connections to one provider; its own limits are me
 ANSWER_BYTES_MAX: Final = 256 * 1024 * 1024  # 128 k tokens, each an event of 2 KiB
 READ_BYTES: Final = 64 * 1024  # read-ahead of one answer; aiohttp stops reading at twice that
 PIECEWISE_BYTES: Final = 512 * 1024  # aiohttp warns from 1 MiB on
+_KEY_HEADERS: Final = frozenset({"Authorization", "x-api-key"})  # as the adapters write them
 
 
 class LostError(Exception):
@@ -243,7 +244,7 @@ async def provider_answer(
     # how long a first word may take is the relay's to say: its timers abort the attempt
     async with head(posted, request, posted.order.deadline_s) as response:
         if response.status != 200:
-            said = await error_body(posted, response, ERROR_BODY_S)
+            said = _without_keys(await error_body(posted, response, ERROR_BODY_S), headers)
             raise LostError(provider_loss(said, status=response.status, headers=lower(response)))
         yield response
 
@@ -266,6 +267,13 @@ async def error_body(posted: Posted, response: aiohttp.ClientResponse, wait_s: f
             while len(body) < ERROR_BODY_BYTES_MAX and (chunk := await posted.read(response, None)):
                 body += chunk
     return body[:ERROR_BODY_BYTES_MAX]
+
+
+def _without_keys(said: bytes, headers: Mapping[str, str]) -> bytes:
+    """Return an error body without the key we sent: what it says of a bad request is shown to the member."""
+    for name in _KEY_HEADERS & headers.keys():
+        said = said.replace(headers[name].removeprefix("Bearer ").encode(), b"***")
+    return said
 
 
 def transport_loss(error: Exception, culprit: Culprit) -> Loss:

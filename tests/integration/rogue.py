@@ -67,6 +67,8 @@ class Backstage:
             for task in rest:
                 task.cancel()
             await asyncio.gather(*rest, return_exceptions=True)
+            for _ in range(3):  # what was closed is told so in the loop's next rounds
+                await asyncio.sleep(0)
 
         self.run(end())
         self._loop.call_soon_threadsafe(self._loop.stop)

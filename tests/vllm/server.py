@@ -329,6 +329,8 @@ class VllmServer:
             if time.monotonic() >= deadline_at:
                 return False
             time.sleep(POLL_S)
+        if self._process is not None:
+            self._process.wait(KILL_TIMEOUT_S)  # nobody but zombies is left: at once
         return True
 
     def __enter__(self) -> Self:

@@ -2,6 +2,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from fednode.model.engine import Health
 from fednode.model.ids import NodeId
 from fednode.model.units import Instant
 from router.classify.path import path_verdict
@@ -59,3 +60,12 @@ def test_a_name_that_nobody_serves_any_more_is_remembered_for_ten_minutes(desk: 
     assert (gone.known_model, gone.steps, gone.retry_after_s > 0) == (True, (), True)
     assert plan_at(desk, KNOWN_S, engine()).known_model
     assert not plan_at(desk, KNOWN_S + 2 * NAMES_S, engine()).known_model
+
+
+def test_an_engine_that_came_back_is_not_held_to_how_it_failed(desk: Desk) -> None:
+    desk.policy(fleet(engine()))
+    for _ in range(9):
+        desk.standings.late("home/big", slo_s=9.0, promised_s=1.0, now=NOW)
+    assert desk.policy(fleet(engine())).standing["home/big"].slowness == 3.0
+    desk.policy(fleet(engine(health=Health.DOWN)))
+    assert desk.policy(fleet(engine())).standing["home/big"].slowness == 1.0

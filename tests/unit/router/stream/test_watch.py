@@ -5,7 +5,7 @@ import json
 import pytest
 
 from router.model.events import Culprit, LossKind, Usage
-from router.stream.watch import StreamWatch, error_loss, read_whole
+from router.stream.watch import StreamWatch, error_loss, error_words, read_whole
 
 ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n'
 WORD = b'data: {"choices":[{"index":0,"delta":{"content":"\xc3\xa9t\xc3\xa9"},"finish_reason":null}]}\n\n'
@@ -80,7 +80,7 @@ def test_an_error_event_inside_a_200_is_a_loss() -> None:
     assert out == b""
     assert watch.loss is not None
     assert watch.loss.kind is LossKind.STATUS
-    assert watch.loss.detail == "EngineCore died"
+    assert watch.loss.detail == "HTTP 500"
 
 
 def test_an_aborted_answer_is_a_loss_even_with_its_terminator() -> None:
@@ -143,9 +143,13 @@ def test_503_is_a_limit_only_when_it_says_for_how_long() -> None:
     assert error_loss(b"", status=503, retry_after_s=2.0).kind is LossKind.LIMITED
 
 
-def test_an_upstreams_words_become_one_printable_line() -> None:
-    detail = error_loss(b'{"error":{"message":"a\\nb\\u001b[31m"}}', status=500).detail
-    assert detail.isprintable()
+@pytest.mark.parametrize("status", [0, 400, 404, 429, 500])
+def test_an_upstreams_words_which_may_quote_the_prompt_are_in_no_detail(status: int) -> None:
+    body = b'{"error":{"message":"cannot take my secret","code":"my secret"}}'
+    loss = error_loss(body, status=status)
+    assert "secret" not in loss.detail
+    assert (loss.body == body) is (status == 400), "whoever sent it reads why"
+    assert error_words(body) == "cannot take my secret"
 
 
 def test_a_whole_answer_tells_its_usage() -> None:
