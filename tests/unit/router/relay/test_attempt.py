@@ -25,10 +25,12 @@ class Scripted:
 
     def __init__(self) -> None:
         self.hearing: Hearing | None = None
+        self.opened = asyncio.Event()
         self.aborted = False
 
     def open(self, order: Order, hearing: Hearing) -> Call:
         self.hearing = hearing
+        self.opened.set()
         return self
 
     def abort(self) -> None:
@@ -89,12 +91,13 @@ class Case:
             on_content=self.client.lengths.append,
             dead=lambda _: dead,
             queueing=lambda: queueing,
+            queueing=lambda: queueing,
         )
         self.task = asyncio.get_running_loop().create_task(attempt.run(self.upstream))
 
     async def hears(self, *chunks: bytes, status: int = 200, end: bool = False) -> None:
-        while self.upstream.hearing is None:
-            await asyncio.sleep(0)
+        await self.upstream.opened.wait()
+        assert self.upstream.hearing is not None
         self.upstream.hearing.answered(status, {"content-type": "text/event-stream"})
         for chunk in chunks:
             self.upstream.hearing.data(chunk)
