@@ -123,7 +123,11 @@ def run(config: NodeConfig, *, started: Callable[[Listening], None] = lambda _: 
     the node cannot start, each with one line that says why.
     """
     hangups = _Hangups()
-    with hangups, open_data_dir(config.data_dir, network=config.federation.network) as data, _database(data.path) as database:
+    with (
+        hangups,
+        open_data_dir(config.data_dir, network=config.federation.network) as data,
+        _database(data.path) as database,
+    ):
         daemon = Daemon(config, data, database)
         return uvloop.run(daemon.run(started, hangups))
 

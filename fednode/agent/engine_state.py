@@ -103,7 +103,10 @@ class EngineState:
         self.circuit = self.circuit.missed(now, reason, self.settings)
         if self.circuit.is_silent:
             self.models_due_at = None
-            self.folders.clear()  # what comes back may be another model at the same place
+            self.folders.clear()  # what comes back may be another model at the same place,
+            self._estimator = (
+                self._fresh_estimator()
+            )  # and is another process: it owes us nothing of the old one's speed
         self._view = None
 
     # ── events from the router ──────────────────────────────────────────────────────────────────────────────────────

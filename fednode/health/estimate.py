@@ -13,6 +13,7 @@ from fednode.health.metrics import Counters, Scraped
 from fednode.model.units import Instant
 
 LONG_PROMPT_TOKENS: Final = 256  # shorter prefills measure the fixed cost of a request, not the rate
+SHORT_TRUST_S: Final = 30.0  # what short ones told of a loaded engine must not keep requests away once it is idle
 POOL_FULL: Final = 0.95  # sequences that wait at this KV usage wait for blocks, not for prefill
 LAG_SCRAPES: Final = 2  # a page may be this much older than what we saw ourselves
 ARRIVAL_MIN_S: Final = 2.0  # wall time before an arrival rate is told
@@ -74,6 +75,7 @@ class Estimator:
     _engine_prompts: float = 0.0  # prompt tokens in all
     _waits: int = 0  # scrapes that the observation under way has waited for the page
     _last: tuple[Instant, Scraped] | None = None
+    _short_at: Instant | None = None  # the last observation, of prompts of any length
     _long: Ratio = field(init=False)
     _any: Ratio = field(init=False)
     _gap: Ratio = field(init=False)
@@ -183,6 +185,7 @@ class Estimator:
         if tokens <= 0 or busy_s <= 0:
             return
         self._any.add(tokens, busy_s, elapsed_s=busy_s)
+        self._short_at = self._last[0] if self._last is not None else None
         if tokens / prefills >= LONG_PROMPT_TOKENS:
             self._long.add(tokens, busy_s, elapsed_s=busy_s)
 
@@ -224,11 +227,17 @@ class Estimator:
     def rates(self) -> Rates:
         """Return what is known now."""
         return Rates(
-            prefill_tps=self._long.value() or self._any.value(),
+            prefill_tps=self._long.value() or self._short(),
             decode_step_s=self._gap.value(),
             arrival_per_s=self._arrivals.value() if self._arrivals.lower >= ARRIVAL_MIN_S else None,
             prompt_tokens_mean=self._prompt.value(),
         )
+
+    def _short(self) -> float | None:
+        """Return the rate that prompts of any length met of late: short ones alone tell of the load at their time."""
+        if self._last is None or self._short_at is None or self._last[0] - self._short_at > SHORT_TRUST_S:
+            return None
+        return self._any.value()
 
 
 def _delta(before: float | None, after: float | None) -> float | None:

@@ -185,9 +185,10 @@ class PeerListener:
                 request.transport.abort()
             return web.StreamResponse(status=403)
         try:
-            if request.path == "/v1/models" and request.method == "GET":
+            path = request.raw_path  # as it was sent: nodes build their requests, so no other spelling is one of theirs
+            if path == "/v1/models" and request.method == "GET":
                 return _answer(200, self._models(peer), "accept")
-            surface = surface_of(request.path)
+            surface = surface_of(path)
             if surface is None or request.method != "POST":
                 raise RequestError("nothing is served to peers there", status=404)
             if self._draining:

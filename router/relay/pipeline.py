@@ -13,7 +13,6 @@ from typing import Final, Protocol
 
 import msgspec
 
-from fednode.model.engine import Health
 from fednode.model.ports import Clock, Facts, Rng
 from fednode.model.snapshot import FleetSnapshot
 from router.classify.path import path_verdict
@@ -31,7 +30,7 @@ from router.model.events import (
     Usage,
 )
 from router.model.plan import Gate, Plan, Step
-from router.model.request import PathRules, PathsServed, Request, Surface, Tier
+from router.model.request import PathRules, PathsServed, Request
 from router.model.summary import AttemptSummary, Outcome, Summary
 from router.policy.decide import decide
 from router.relay.answer import (
@@ -43,12 +42,14 @@ from router.relay.answer import (
     stopping,
     unknown_model,
 )
-from router.relay.attempt import Attempt, Patience, Verdict
+from router.relay.attempt import Attempt, Verdict
 from router.relay.client_side import Arrival, ClientSide
 from router.relay.desk import Desk, Dispatch
 from router.relay.door import Door, DoorRefusalError, Visitor
+from router.relay.heartbeat import Heartbeat
 from router.relay.intake import keys_a_peer_refuses, read, request_of
 from router.relay.settings import TimeoutSettings
+from router.relay.sight import is_queueing, patience, takes_usage_option, why_dead
 from router.stream.exchange import Exchange, Phase
 from router.surfaces.answers import error_body, error_event, error_headers
 from router.surfaces.body import Draft
@@ -59,11 +60,6 @@ REDIRECTS_MAX: Final = 2  # a redirect costs no prefill and no budget, but two a
 HOLD_S: Final = 10.0  # a known model that nobody can serve now is waited for so long
 LOOK_S: Final = 0.1  # between two looks while waiting
 BACKOFF_S: Final = 0.25  # before the same upstream is tried again, doubling, with full jitter
-DEAD_AFTER_S: Final = 2.0  # of silence, before the engine's own health is asked: a busy engine may miss a scrape
-IDLE_FIGURES_S: Final = 2.0  # how fresh "the engine works on nothing" must be
-WHOLE_TOKEN_S: Final = 0.1  # an unstreamed answer may take so long per token where the engine's step is unknown
-WHOLE_TOKENS: Final = 4_096  # and is expected to have so many where no limit was given
-KEEPALIVE: Final = b": keep-alive\n\n"  # an SSE comment: every client reads over it, and its idle timer starts anew
 ID_BYTES: Final = 12
 IDS_AT_ONCE: Final = 64
 NOTHING_SERVED: Final = PathsServed(near=frozenset(), anywhere=frozenset())
@@ -122,7 +118,7 @@ class Pipeline:
             run.broken_down()  # a fault of ours: the client hears of it, the books close, the task tells the log
             raise
         finally:
-            run.hush()
+            run.settle()
             self.open_exchanges -= 1
             self.publish(run.summary())
 
@@ -154,8 +150,7 @@ class _Run:
         self._tried: set[str] = set()
         self._too_small: set[str] = set()  # their window is known not to hold this request
         self._held_since: float | None = None
-        self._beat: asyncio.TimerHandle | None = None
-        self._head_alone = False  # the head went out ahead of any content, to keep an idle client
+        self._heart = Heartbeat(out, every_s=pipeline.timeouts.keepalive_s, headers=self._headers_so_far)
         self._refused: Mapping[str, str] = {}
         self._asked = ""
         self._stream = False
@@ -179,8 +174,7 @@ class _Run:
             self._asked, self._stream = draft.model, draft.stream
             request = request_of(self._arrival, draft, self._id, self._pipe.desk.ratios, self._pipe.timeouts)
             if self._arrival.hop is None and draft.stream:
-                waited_s = self._pipe.clock.now() - self._arrival.received_at
-                self._beat_in(self._pipe.timeouts.keepalive_s - waited_s)
+                self._heart.start(self._pipe.clock.now() - self._arrival.received_at)
             await self._attempt_until_done(draft, request)
         except RequestError as error:
             if not self._exchange.ended:
@@ -307,7 +301,7 @@ class _Run:
         self._exchange.on(Opened(step.target))
         started_at = pipe.clock.wall_s()
         self._plan = plan
-        order = self._order(draft, request, step, dispatch)
+        order = self._order(draft, request, step, dispatch, snapshot)
         presume = None
         if dispatch.queued and not order.stream:
             presume = asyncio.get_running_loop().call_later(
@@ -322,12 +316,12 @@ class _Run:
         attempt = Attempt(
             order,
             self._out,
-            self._patience(request, step, snapshot),
+            patience(request, step, snapshot, pipe.timeouts, pipe.clock.now()),
             hide_usage=draft.stream and not draft.wants_usage and self._arrival.hop is None,
             choices=draft.choices,
             on_content=on_content,
-            dead=lambda silent_s: self._dead(step, silent_s),
-            queueing=lambda: self._queueing(step),
+            dead=lambda silent_s: why_dead(step, pipe.facts.snapshot(), silent_s, pipe.timeouts),
+            queueing=lambda: is_queueing(step, pipe.facts.snapshot()),
         )
         self._current = (step, dispatch, started_at, attempt)
         try:
@@ -339,12 +333,14 @@ class _Run:
         self._book(step, dispatch, verdict, started_at, draft)
         return verdict
 
-    def _order(self, draft: Draft, request: Request, step: Step, dispatch: Dispatch) -> Order:
+    def _order(
+        self, draft: Draft, request: Request, step: Step, dispatch: Dispatch, snapshot: FleetSnapshot
+    ) -> Order:
         target, timeouts = step.target, self._pipe.timeouts
         changes = {}
         if target.model != draft.model:
             changes["model"] = msgspec.json.encode(target.model)
-        if draft.stream and not draft.wants_usage and self._takes_usage_option(step):
+        if draft.stream and not draft.wants_usage and takes_usage_option(step, snapshot):
             changes["stream_options"] = draft.body.stream_options_with_usage()
         return Order(
             request_id=self._id,
@@ -360,63 +356,12 @@ class _Run:
             dispatch=dispatch.number,
         )
 
-    def _takes_usage_option(self, step: Step) -> bool:
-        if step.target.tier is not Tier.HOME:
-            return False  # the adapters of peers and providers ask for it themselves
-        for engine in self._pipe.facts.snapshot().engines:
-            if engine.name == step.target.endpoint:
-                return engine.profile is None or bool(engine.profile.stream_usage)
-        return False
-
-    def _patience(self, request: Request, step: Step, snapshot: FleetSnapshot) -> Patience:
-        timeouts = self._pipe.timeouts
-        first_s = max(timeouts.first_event_s, 3 * step.cost.total_s + 5)
-        step_s = WHOLE_TOKEN_S
-        for engine in snapshot.engines:
-            if engine.name == step.target.endpoint and engine.load.decode_step_s:
-                step_s = max(step_s, 3 * engine.load.decode_step_s)
-        tokens = 0 if request.surface is Surface.EMBEDDINGS else request.max_tokens or WHOLE_TOKENS
-        return Patience(
-            first_event_s=first_s,
-            stall_s=timeouts.stall_s,
-            deadline_s=max(0.01, request.deadline_at - self._pipe.clock.now()),
-            whole_s=first_s + tokens * step_s,
-            queue_s=timeouts.queue_s,
-        )
-
-    def _queueing(self, step: Step) -> bool:
-        """Tell whether the upstream says, freshly, that requests wait there; a peer says it by its beacons."""
-        if step.target.tier is not Tier.HOME:
-            return step.target.tier is Tier.PEER
-        snapshot = self._pipe.facts.snapshot()
-        for engine in snapshot.engines:
-            if engine.name == step.target.endpoint:
-                fresh = engine.scraped_at is not None and snapshot.now - engine.scraped_at < IDLE_FIGURES_S
-                return fresh and engine.health is Health.UP and bool(engine.load.waiting)
-        return False
-
-    def _dead(self, step: Step, silent_s: float) -> str:
-        """Return why the engine behind a silent attempt is known to be dead, or ""."""
-        if step.target.tier is not Tier.HOME or silent_s < DEAD_AFTER_S:
-            return ""
-        snapshot = self._pipe.facts.snapshot()
-        for engine in snapshot.engines:
-            if engine.name != step.target.endpoint:
-                continue
-            if engine.health is Health.DOWN:
-                return f"the engine went down: {engine.reason}"
-            fresh = engine.scraped_at is not None and snapshot.now - engine.scraped_at < IDLE_FIGURES_S
-            idle = engine.load.running == 0 and engine.load.waiting == 0
-            if fresh and idle and silent_s >= self._pipe.timeouts.first_event_s:
-                return f"no answer for {silent_s:.0f} s, and the engine works on nothing"
-        return ""
-
     def _first_content(self, plan: Plan, step: Step, length: int | None) -> None:
         """Pass the commit point."""
         self._exchange.on(Content())
         self._ttft_ms = (self._pipe.clock.now() - self._arrival.received_at) * 1_000
         self._status = 200
-        self.hush()
+        self._heart.hush()
         if self._visitor is not None:
             self._pipe.door.started(self._visitor)
         if not self._out.head_sent:
@@ -479,30 +424,18 @@ class _Run:
         self._out.finish()
 
     def _exchange_committed(self) -> bool:
-        return self._ttft_ms is not None or self._head_alone
+        return self._ttft_ms is not None or self._heart.sent_head
 
-    def _beat_in(self, delay_s: float) -> None:
-        self._beat = asyncio.get_running_loop().call_later(max(0.0, delay_s), self._keep_alive)
+    def _headers_so_far(self) -> list[tuple[str, str]]:
+        """Return the headers of a head that goes out ahead of any content: what is being tried may yet change."""
+        self._status = 200
+        if self._current is None or self._plan is None:
+            return early_headers(self._id)
+        return answer_headers(self._id, self._current[0], self._plan, len(self._attempts) + 1, stream=True)
 
-    def _keep_alive(self) -> None:
-        """Send a waiting client its head, and then a sign of life every so often; failover stays possible."""
-        if not self._out.head_sent:
-            self._head_alone = True
-            self._status = 200
-            step = self._current[0] if self._current is not None else None
-            if step is not None and self._plan is not None:
-                headers = answer_headers(self._id, step, self._plan, len(self._attempts) + 1, stream=True)
-            else:
-                headers = early_headers(self._id)
-            self._out.start(200, headers, None)
-        self._out.write(KEEPALIVE)
-        self._beat_in(self._pipe.timeouts.keepalive_s)
-
-    def hush(self) -> None:
-        """Stop the signs of life: there is content now, or an end."""
-        if self._beat is not None:
-            self._beat.cancel()
-            self._beat = None
+    def settle(self) -> None:
+        """Leave nothing behind that would act after the end."""
+        self._heart.hush()
 
     def abandon(self) -> None:
         """Hear that the client hung up: whatever runs for it has been stopped."""

@@ -21,6 +21,7 @@ from fednode.model.ports import Clock
 Field = str | int | float | bool | None | list[str]
 TEXT_CHARS_MAX: Final = 300  # of one field: a reason is one line; a foreign template is cut
 FRAMES_MAX: Final = 12  # innermost places of a foreign exception
+_GUESTS_FAULTS: Final = "aiohttp.http_exceptions"  # bytes that are no HTTP
 
 
 class LogLevel(StrEnum):
@@ -121,6 +122,8 @@ class _Adopter(logging.Handler):
         self._log: Final = log
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[0] is not None and record.exc_info[0].__module__ == _GUESTS_FAULTS:
+            return  # whoever sends it has its 400, and may not write into our log as fast as it can send
         fields: dict[str, Field] = {"library": record.name, "template": str(record.msg) if record.args else ""}
         if not record.args:  # already formatted by its author: it may hold values
             fields["place"] = f"{record.module}:{record.lineno}"

@@ -287,9 +287,10 @@ class PendingCall:
 class EnginePool:
     """Connections to one engine. Owns them and the tasks that open them."""
 
-    def __init__(self, authority: Authority, *, connect_s: float) -> None:
+    def __init__(self, authority: Authority, *, connect_s: float, idle_s: float = IDLE_S) -> None:
         self._authority = authority
         self._connect_s = connect_s
+        self._idle_s = idle_s
         self._idle: deque[EngineConnection] = deque(maxlen=IDLE_MAX)
         self._dialling: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -302,7 +303,7 @@ class EnginePool:
         now = loop.time()
         while self._idle:
             connection = self._idle.pop()  # newest first: the oldest fall out by age
-            if connection.usable and now - connection.idle_since < IDLE_S:
+            if connection.usable and now - connection.idle_since < self._idle_s:
                 connection.reused = True
                 call.send_on(connection)
                 return call
@@ -339,7 +340,7 @@ class EnginePool:
         loop = asyncio.get_running_loop()
         connection.idle_since = loop.time()
         if self._sweeper is None:
-            self._sweeper = loop.call_later(IDLE_S, self._sweep)
+            self._sweeper = loop.call_later(self._idle_s, self._sweep)
         if len(self._idle) == IDLE_MAX:
             self._idle.popleft().abort()
         self._idle.append(connection)
@@ -348,9 +349,9 @@ class EnginePool:
         """Close what nobody has used for a while: after a rush most of the pool would lie there for good."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        while self._idle and now - self._idle[0].idle_since >= IDLE_S:
+        while self._idle and now - self._idle[0].idle_since >= self._idle_s:
             self._idle.popleft().abort()
-        self._sweeper = loop.call_at(self._idle[0].idle_since + IDLE_S, self._sweep) if self._idle else None
+        self._sweeper = loop.call_at(self._idle[0].idle_since + self._idle_s, self._sweep) if self._idle else None
 
     def forget(self, connection: EngineConnection) -> None:
         """Drop a connection that is gone."""

@@ -499,11 +499,19 @@ class Seen:
         return bool(self.error) and not self.text
 
 
-async def ask(client: openai.AsyncOpenAI, model: str, text: str = "Tell me about the bridge.", **more: Any) -> Seen:
-    """One chat, streamed or not, as the official client sees it."""
+async def ask(
+    client: openai.AsyncOpenAI,
+    model: str,
+    text: str = "Tell me about the bridge.",
+    *,
+    begun: Callable[[Seen], None] = lambda _: None,
+    **more: Any,
+) -> Seen:
+    """One chat, streamed or not, as the official client sees it. `begun` gets what it sees while it sees it."""
     stream = bool(more.get("stream"))
     asked: Json = {"messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 16} | more
     seen = Seen(time.monotonic(), stream)
+    begun(seen)
     try:
         answer = await client.chat.completions.with_raw_response.create(model=model, **asked)
         seen.headers = answer.headers
@@ -550,6 +558,7 @@ class Crowd:
         self._model = model
         self._members = members
         self._more = more
+        self._under_way: dict[int, list[Seen]] = {}  # by member
         self._enough = asyncio.Event()
 
     async def _member(self, number: int) -> None:
@@ -557,7 +566,10 @@ class Crowd:
         while not self._enough.is_set():
             turn += 1
             text = f"Member {number}, question {turn}: what does the bridge carry?"
-            self.seen.append(await ask(self._client, self._model, text, stream=turn % 2 == 0, **self._more))
+            stream = turn % 2 == 0
+            under_way = self._under_way[number] = []
+            more = self._more | {"stream": stream, "begun": under_way.append}
+            self.seen.append(await ask(self._client, self._model, text, **more))
             if self._pause_s:
                 await asyncio.sleep(self._pause_s)
 
@@ -581,6 +593,10 @@ class Crowd:
             return sum(route in {"", seen.route} and node in {"", seen.node} for seen in found) >= count
 
         return enough
+
+    async def talking(self) -> bool:
+        """Tell whether an answer is being streamed now: content has come, and more is to come."""
+        return any(seen.text and not seen.ended_at for seens in self._under_way.values() for seen in seens)
 
     def since(self, at: float) -> list[Seen]:
         """Answers to questions asked after `at`."""

@@ -397,6 +397,7 @@ async def test_members_do_not_notice_a_killed_engine_and_return_to_it_by_themsel
     crowd = Crowd(await visit.member(visit.a), BIG, 6, max_tokens=40)
     async with crowd.asking():
         await until(crowd.answered(6))
+        await until(crowd.talking)
         killed_at = time.monotonic()
         visit.cities.big_a.process.kill()
         await until(crowd.answered(12, since=killed_at))
@@ -408,7 +409,9 @@ async def test_members_do_not_notice_a_killed_engine_and_return_to_it_by_themsel
     between = [seen for seen in crowd.since(killed_at) if seen.ended_at < restarted_at]
     assert {(seen.route, seen.node) for seen in between} == {("peer", "graz")}
     assert {seen.route for seen in crowd.seen if not seen.error} == {"local", "peer"}, "no provider was needed"
-    first = min(seen.ended_at for seen in crowd.seen if seen.node == "graz")
+    caught = [seen for seen in crowd.seen if seen.began_at <= killed_at <= seen.ended_at]
+    assert any(seen.error and seen.text for seen in caught), "whoever had content is told that the rest is lost"
+    first = min(seen.ended_at for seen in crowd.seen if seen.node == "graz" and seen.ended_at > killed_at)
     print(f"engine killed to first answer from the peer: {first - killed_at:.3f} s")
     returned = min(seen.ended_at for seen in crowd.since(restarted_at) if seen.route == "local")
     print(f"engine restarted to first local answer: {returned - restarted_at:.3f} s")

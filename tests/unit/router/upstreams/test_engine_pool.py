@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from router.model.events import Culprit, LossKind
-from router.upstreams import http1
 from router.upstreams.http1 import Authority, EnginePool
 from tests.fakes.hearing import FakeHearing
 
@@ -71,8 +70,8 @@ class ScriptedEngine:
 
 
 @contextlib.asynccontextmanager
-async def pool_of(engine: ScriptedEngine) -> AsyncIterator[EnginePool]:
-    pool = EnginePool(Authority("127.0.0.1", engine.port, tls=False), connect_s=2.0)
+async def pool_of(engine: ScriptedEngine, *, idle_s: float = 4.0) -> AsyncIterator[EnginePool]:
+    pool = EnginePool(Authority("127.0.0.1", engine.port, tls=False), connect_s=2.0, idle_s=idle_s)
     try:
         yield pool
     finally:
@@ -201,9 +200,8 @@ async def test_a_connection_whose_reader_was_slow_to_the_end_reads_again_for_the
         assert engine.connections == 1
 
 
-async def test_idle_connections_are_closed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http1, "IDLE_S", 0.05)
-    async with ScriptedEngine(says(OK)) as engine, pool_of(engine) as pool:
+async def test_idle_connections_are_closed_after_a_while() -> None:
+    async with ScriptedEngine(says(OK)) as engine, pool_of(engine, idle_s=0.05) as pool:
         await ask(pool)
         async with asyncio.timeout(2):
             await engine.hung_up.wait()
