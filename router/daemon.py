@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import secrets
@@ -262,6 +263,7 @@ class Daemon:
             self._log.info(
                 "node_started", node=self._agent.snapshot().me.node, api=listening.api, admin=listening.admin
             )
+            _settle_garbage_collection()
             started(listening)
             if hangups.missed:
                 self._reload()
@@ -434,6 +436,16 @@ class Daemon:
             self._log.error("usage_not_written", reason=trouble)
         else:
             self._log.info("usage_written_again")
+
+
+def _settle_garbage_collection() -> None:
+    """Leave what start-up made out of every later collection, and collect less often: requests leave no cycles.
+
+    About a tenth of a request's CPU time (benchmarks/gateway).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -1,7 +1,9 @@
 """The agent: owns the node's facts, publishes them as one snapshot, and hears what the router did with them."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from fednode.agent.engines import EngineWatch
 from fednode.agent.peers import PeerWatch
@@ -10,6 +12,9 @@ from fednode.disk import DataDir
 from fednode.model.ids import NodeId
 from fednode.model.ports import Clock, Rng
 from fednode.model.snapshot import FleetSnapshot, Me
+from fednode.model.units import Instant
+
+NOTES_S: Final = 0.25
 
 
 class Agent:
@@ -44,8 +49,15 @@ class Agent:
             load_rows=self.engines.load_rows,
             on_change=_nothing,
         )
-        self._node = node
-        self._identity = data.identity
+        self._me = Me(
+            node=data.identity.node,
+            name=node.name,
+            collective=node.collective,
+            city=node.city,
+            incarnation=self.peers.incarnation,
+        )
+        self._notes: tuple[str, ...] = ()
+        self._notes_until = clock.now()
         self._draining = False
 
     async def run(self) -> None:
@@ -58,19 +70,19 @@ class Agent:
 
     def snapshot(self) -> FleetSnapshot:
         """Return the fleet as of now. The tuples inside are the same objects until something in them changes."""
+        now = self._clock.now()
+        if now >= self._notes_until:  # banners are for people: a moment late is soon enough
+            self._notes = (*self.engines.notes(), *self.peers.notes())
+            self._notes_until = Instant(now + NOTES_S)
+        if self._me.incarnation != self.peers.incarnation:  # raised when this node met its own past
+            self._me = replace(self._me, incarnation=self.peers.incarnation)
         return FleetSnapshot(
-            now=self._clock.now(),
-            me=Me(
-                node=self._identity.node,
-                name=self._node.name,
-                collective=self._node.collective,
-                city=self._node.city,
-                incarnation=self.peers.incarnation,
-            ),
+            now=now,
+            me=self._me,
             engines=self.engines.views(),
             peers=self.peers.views(),
             draining=self._draining,
-            notes=(*self.engines.notes(), *self.peers.notes()),
+            notes=self._notes,
         )
 
     # ── FactSink ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -30,6 +30,7 @@ from fednode.net import model_files
 from fednode.net.scrape import EngineDoor, ScrapeError
 
 FOLDER_PATIENCE_S: Final = 1.0  # a folder seen before is answered from the cache in milliseconds
+COUNTS_S: Final = 0.01  # how late the router's own counts may show; scrapes are 50 times as far apart
 PAUSE_S_MIN: Final = 0.02  # between two scrapes of an engine that answers slower than the period
 
 
@@ -58,15 +59,23 @@ class EngineWatch:
         self._keys = {section.name: os.environ.get(section.api_key_env, "") for section in sections}
         self._rows = replicas.Rows()
         self._views: tuple[EngineView, ...] | None = None
+        self._viewed_at = clock.now()
+        self._counted = False  # whether the router's own counts have moved since
         self._stop = threading.Event()  # for the threads that read model folders
         self._one_folder = asyncio.Semaphore(1)  # one disk: two folders at once are slower than one after the other
 
     # ── what is true ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def views(self) -> tuple[EngineView, ...]:
-        """Return every engine as of now; the same tuple until something changes."""
-        if self._views is None:
+        """Return every engine as of now; the same tuple until something changes.
+
+        What the router's own counts change is shown within `COUNTS_S`: making views anew for each of thousands of
+        requests a second would cost more than deciding on them. A verdict or a scrape shows at once.
+        """
+        if self._views is None or (self._counted and self._clock.now() - self._viewed_at >= COUNTS_S):
             self._views = tuple(state.view() for state in self._states.values())
+            self._viewed_at = self._clock.now()
+            self._counted = False
         return self._views
 
     def served(self) -> tuple[ServedModel, ...]:
@@ -90,35 +99,37 @@ class EngineWatch:
 
     def dispatched(self, engine: str, prompt_tokens: int) -> None:
         """Tell that a request with so many prompt tokens was sent."""
-        if state := self._touched(engine):
-            state.dispatched(prompt_tokens, self._clock.now())
+        self._count(engine, lambda state, now: state.dispatched(prompt_tokens, now))
 
     def first_token(self, engine: str, prompt_tokens: int, ttft_s: float) -> None:
         """Tell that its prefill is over."""
-        if state := self._touched(engine):
-            state.first_token(prompt_tokens, self._clock.now())
+        self._count(engine, lambda state, now: state.first_token(prompt_tokens, now))
 
     def dispatch_lost(self, engine: str, prompt_tokens: int) -> None:
         """Tell that it ended before its first token."""
-        if state := self._touched(engine):
-            state.dispatch_lost(prompt_tokens, self._clock.now())
+        self._count(engine, lambda state, now: state.dispatch_lost(prompt_tokens, now))
 
     def engine_answered(self, engine: str) -> None:
         """Tell that a request ended well."""
-        if state := self._touched(engine):
-            state.answered(self._clock.now())
+        self._count(engine, EngineState.answered)
 
     def engine_failed(self, engine: str, reason: str) -> None:
         """Tell that a request failed by the engine's fault; enough of them in a row change the verdict at once."""
-        if state := self._touched(engine):
-            before = state.circuit.health
-            state.failed(reason, self._clock.now())
-            if state.circuit.health is not before:
-                self._on_change()
+        if self._count(engine, lambda state, now: state.failed(reason, now)):
+            self._on_change()
 
-    def _touched(self, engine: str) -> EngineState | None:
+    def _count(self, engine: str, tell: Callable[[EngineState, Instant], None]) -> bool:
+        """Tell an engine's state something; return whether that changed the verdict, which then shows at once."""
+        state = self._states.get(engine)
+        if state is None:
+            return False
+        before = state.circuit.health
+        tell(state, self._clock.now())
+        self._counted = True
+        if state.circuit.health is before:
+            return False
         self._views = None
-        return self._states.get(engine)
+        return True
 
     # ── scraping ────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -50,6 +50,7 @@ class _Row(msgspec.Struct):
 
 class _Rows(msgspec.Struct):
     data: list[_Row]
+    gateway: str = ""  # fednode's own list says so: as an engine it would ask itself without end
 
 
 class _Tag(msgspec.Struct):
@@ -105,9 +106,12 @@ def read_models(profile: EngineProfile, body: bytes, context: bytes = b"") -> tu
     try:
         if profile.models_shape == "ollama":
             return _ollama(body, context)
-        rows = _ROWS.decode(body).data[:MODELS_MAX]
+        told = _ROWS.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ListingError(f"no list of models: {error}") from error
+    if told.gateway == "fednode":
+        raise ListingError("not an engine: a fednode answers there; give the engine's own address")
+    rows = told.data[:MODELS_MAX]
     if profile.models_shape == "lmstudio":
         loaded = [row for row in rows if row.state == "loaded"]
         rows = loaded or rows

@@ -55,6 +55,8 @@ class ClientListener:
         self._tasks: set[asyncio.Task[None]] = set()
         self._server = Server(self)
         self._stopping = False
+        # whose head was judged last, so that a body that follows at once is not looked up again
+        self._judged: tuple[Keys, Mapping[str, str], Member] | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Listen; return the bound port. Raises OSError."""
@@ -101,7 +103,7 @@ class ClientListener:
             self._answer_at_once(incoming, response)
             return None
         try:
-            member = self._keys().member(incoming.headers)
+            member = self._member_of(incoming.headers)
         except RequestError as error:  # revoked between head and body
             _send(_early(error), response)
             return None
@@ -124,7 +126,7 @@ class ClientListener:
                 status=404,
                 code="not_found",
             )
-        self._keys().member(headers)
+        self._member_of(headers)
         _require(method, "POST" if path in SURFACES else "GET", path)
         if length is not None and length > self._body_bytes_max:
             raise self._larger()
@@ -136,6 +138,13 @@ class ClientListener:
                 code="stopping",
                 retry_after_s=DRAIN_RETRY_S,
             )
+
+    def _member_of(self, headers: Mapping[str, str]) -> Member:
+        """Return who asks. Raises `RequestError` (401)."""
+        ring = self._keys()
+        if self._judged is None or self._judged[0] is not ring or self._judged[1] is not headers:
+            self._judged = (ring, headers, ring.member(headers))
+        return self._judged[2]
 
     def _larger(self) -> RequestError:
         limit = self._body_bytes_max
@@ -170,7 +179,7 @@ class ClientListener:
                     return
                 value = msgspec.json.encode(found[0])
             else:
-                value = msgspec.json.encode({"object": "list", "data": rows})
+                value = msgspec.json.encode({"object": "list", "data": rows, "gateway": "fednode"})  # no engine
         response.start(status, (JSON, ("cache-control", "no-store")), len(value))
         response.write(value)
         response.finish()

@@ -333,9 +333,7 @@ class _Run:
         self._book(step, dispatch, verdict, started_at, draft)
         return verdict
 
-    def _order(
-        self, draft: Draft, request: Request, step: Step, dispatch: Dispatch, snapshot: FleetSnapshot
-    ) -> Order:
+    def _order(self, draft: Draft, request: Request, step: Step, dispatch: Dispatch, snapshot: FleetSnapshot) -> Order:
         target, timeouts = step.target, self._pipe.timeouts
         changes = {}
         if target.model != draft.model:

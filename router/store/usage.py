@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, Integer, cast, delete, distinct, func, insert, select
+from sqlalchemy import ColumnElement, Connection, Integer, cast, delete, distinct, func, select
 
 from router.ledger.usage import DAY_S, GroupBy, UsageRow, UsageTotal, day_text
 from router.store.database import Database
@@ -17,6 +17,8 @@ USAGE_ROWS_MAX: Final = (
 )
 _COLUMNS: Final = tuple(field.name for field in fields(UsageRow))
 _VALUES: Final = attrgetter(*_COLUMNS)
+# as the driver takes it: built from our own column names, and a third of the cost of one dictionary per row
+_INSERT: Final = f"INSERT INTO {usage.name} ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
 PRUNE_ROWS_MAX: Final = 5_000  # of one transaction, so that it holds the lock for milliseconds
 
 
@@ -85,7 +87,7 @@ class UsageBook:
 
 def add_rows(connection: Connection, rows: list[UsageRow]) -> None:
     """Write rows inside the caller's transaction."""
-    connection.execute(insert(usage), [dict(zip(_COLUMNS, _VALUES(row), strict=True)) for row in rows])
+    connection.exec_driver_sql(_INSERT, [_VALUES(row) for row in rows])
 
 
 def prune(connection: Connection, *, rows_max: int = USAGE_ROWS_MAX) -> int:

@@ -81,9 +81,8 @@ def _border(data: bytes) -> int:
     if b"\r" in data:
         if (at := data.find(b"\r\n\r\n")) >= 0:
             ends.append(at + 4)
-        for mixed in (b"\n\r\n", b"\r\r\n", b"\r\n\n"):
-            if (at := data.find(mixed)) >= 0:
-                ends.append(at + len(mixed))
+        mixed = (b"\n\r\n", b"\r\r\n", b"\r\n\n")
+        ends += [at + len(border) for border in mixed if (at := data.find(border)) >= 0]
         at = data.find(b"\r\r")
         if at >= 0 and at + 2 < len(data):
             ends.append(at + 2 if data[at + 2 : at + 3] != b"\n" else at + 3)

@@ -25,6 +25,10 @@ _flag: Final = msgspec.json.Decoder(bool)
 _NULL: Final = msgspec.Raw(b"null")
 
 
+_GRAMMARS: Final = ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_grammar")
+_RARE: Final = frozenset({"n", "logprobs", "return_token_ids", *_GRAMMARS})  # most requests have none of these
+
+
 class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
@@ -135,13 +139,15 @@ class Draft:
 def common_needs(body: JsonBody) -> set[Capability]:
     """Return the needs that chat and completions share."""
     needs: set[Capability] = set()
+    if body.fields.keys().isdisjoint(_RARE):
+        return needs
     if choices_of(body) > 1:
         needs.add(Capability.CHOICES)
     if body.present("logprobs") and bytes(body.fields["logprobs"]) not in {b"false", b"0"}:
         needs.add(Capability.LOGPROBS)
     if body.flag("return_token_ids"):
         needs.add(Capability.TOKEN_IDS)
-    for name in ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_grammar"):
+    for name in _GRAMMARS:
         if body.present(name) and b'"text"' not in bytes(body.fields[name])[:40]:
             needs.add(Capability.GRAMMAR)
     return needs

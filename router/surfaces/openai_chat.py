@@ -38,7 +38,7 @@ def read(raw: bytes) -> Draft:
         needs.add(Capability.TOOLS)
     if any(_has_image(message.content) for message in messages):
         needs.add(Capability.VISION)
-    prompt_bytes = len(bytes(given)) + (len(bytes(body.fields["tools"])) if tools else 0)
+    prompt_bytes = memoryview(given).nbytes + (memoryview(body.fields["tools"]).nbytes if tools else 0)
     return Draft(
         body=body,
         model=body.text("model", "auto"),

@@ -282,7 +282,7 @@ def test_what_is_no_engine_is_down_with_a_reason_and_the_others_serve(tmp_path: 
         node.start(up=1)
         try:
             names = {*ports, "closed", "self"}
-            until(lambda: all(node.engines()[name]["reason"] for name in names), f"reasons: {node.engines()}")
+            until(lambda: all(node.engines()[name]["reason"] for name in names), "each has a reason")
             rows = node.engines()
             assert {rows[name]["health"] for name in names} == {"down"}, rows
             words = {"page": "not an engine", "greeter": "", "silent": "", "closed": "refused", "self": "fednode"}

@@ -162,7 +162,8 @@ def test_an_error_after_such_a_head_travels_in_band(fleet: Fleet) -> None:
     with fleet.node.stream(fleet.node.chat("m-a"), headers={"x-fednode-deadline-s": "1.3"}) as stream:
         answer = stream.read()
     assert (answer.status, answer.done, answer.whole) == (200, False, False)
-    assert [error["code"] for error in answer.errors] == ["deadline"]
+    [error] = answer.errors
+    assert error["code"] in {"deadline", "no_route_deadline"}  # it ran out, or was foreseen to
 
 
 def test_retry_after_is_waited_for_where_there_is_nobody_else(fleet: Fleet) -> None:

@@ -96,6 +96,7 @@ def test_an_engine_killed_under_load_is_hardly_noticed_and_its_traffic_returns_b
         after = load.answered
         until(lambda: load.answered > after + 10, "b serves meanwhile")
         site.a.start()
+        until(lambda: site.node.engines()["a"]["health"] == "up", "the node sees it come back", 6.0)
         until(lambda: site.a.stats()["requests"] > 0, "a serves again", 3.0)
     assert load.wrong == []
     assert load.torn <= 6, "those that had content when it died"

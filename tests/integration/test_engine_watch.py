@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from fednode.agent.engines import EngineWatch
+from fednode.agent.engines import COUNTS_S, EngineWatch
 from fednode.agent.probe import Found, probe_engine, probe_ports
 from fednode.config import EngineSection
 from fednode.health.settings import HealthSettings
@@ -205,9 +205,9 @@ async def test_queued_prefill_tokens_are_our_own_count_plus_what_waits_from_else
         await seen.until(is_up)
         seen.watch.dispatched("big", 1000)
         seen.watch.dispatched("big", 24)
-        assert seen.watch.views()[0].load.queued_prefill_tokens == 1024
+        await seen.until(lambda view: view.load.queued_prefill_tokens == 1024)
         seen.watch.first_token("big", 1000, 0.5)
-        assert seen.watch.views()[0].load.queued_prefill_tokens == 24
+        await seen.until(lambda view: view.load.queued_prefill_tokens == 24)
         body = pages["/metrics"][1].replace(
             b'vllm:num_requests_waiting{engine="0",model_name="tiny"} 0.0',
             b'vllm:num_requests_waiting{engine="0",model_name="tiny"} 3.0',
@@ -338,7 +338,9 @@ async def test_the_views_are_the_same_tuple_until_something_changes(tmp_path: Fi
     before = watch.views()
     assert watch.views() is before
     watch.dispatched("big", 5)
-    assert watch.views() is not before
+    async with asyncio.timeout(PATIENCE_S):
+        while watch.views() is before:
+            await asyncio.sleep(COUNTS_S)
 
 
 async def test_ollama_models_carry_the_digest_of_their_manifest_and_the_window_they_are_loaded_with(

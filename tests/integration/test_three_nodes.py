@@ -524,9 +524,9 @@ async def test_nothing_is_left_of_a_storm(visit: Visit) -> None:
     nodes = (visit.a, visit.b, visit.c)
     clients = [await visit.member(node) for node in nodes]
     for sim in visit.cities.sims:
-        await sim.fault(visit.http, kind="status", status=503, times=3)
-        await sim.fault(visit.http, kind="cut", after_tokens=3, how="rst", times=3)
-        await sim.fault(visit.http, kind="reset", times=2)
+        await sim.fault(visit.http, kind="status", status=503, times=2, probability=0.3)
+        await sim.fault(visit.http, kind="cut", after_tokens=3, how="rst", times=2, probability=0.3)
+        await sim.fault(visit.http, kind="reset", times=1, probability=0.3)
 
     async def one(turn: int) -> Seen | None:
         model = (BIG, RARE, "fast", "nope")[turn % 4]
@@ -539,7 +539,7 @@ async def test_nothing_is_left_of_a_storm(visit: Visit) -> None:
 
     seen = await asyncio.gather(*(one(turn) for turn in range(96)))
     assert sum(1 for each in seen if each is None) >= 10, "some must have hung up"
-    assert sum(1 for each in seen if each is not None and not each.error) >= 20, "some must have been served"
+    assert sum(1 for each in seen if each is not None and not each.error) >= 15, "some must have been served"
     for sim in visit.cities.sims:
         await sim.no_faults(visit.http)
     await until(visit.idle, within_s=15.0)

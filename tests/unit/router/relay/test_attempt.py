@@ -90,6 +90,7 @@ class Case:
             choices=1,
             on_content=self.client.lengths.append,
             dead=lambda _: dead,
+            queueing=lambda: queueing,
         )
         self.task = asyncio.get_running_loop().create_task(attempt.run(self.upstream))
 
