@@ -1,6 +1,7 @@
 """The door to engines' HTTP: one bounded GET at a time. No redirects, no proxies, no cookies, no key in any message."""
 
 import asyncio
+import os
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -103,4 +104,6 @@ class EngineDoor:
 
 def _unreachable(error: aiohttp.ClientConnectorError) -> str:
     cause = error.os_error
-    return f"unreachable: {cause.strerror or type(cause).__name__}".lower()
+    # the event loop's own words ("Connect call failed ('127.0.0.1', 8000)") leave out what went wrong
+    words = os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror
+    return f"unreachable: {words or type(cause).__name__}".lower()

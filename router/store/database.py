@@ -153,6 +153,8 @@ class Database:
             return DatabaseLocked(f"{self.path}: locked by another process for more than {LOCK_WAIT_S:g} s")
         if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}:
             return DataDirError(f"{self.path}: cannot be written ({origin}): check owner, mode and mount")
+        if code == sqlite3.SQLITE_IOERR:
+            return DataDirError(f"{self.path}: {origin}: check the disk, its free space and the limits of this process")
         # Never the statement or its values: they hold members' names
         return DataDirError(f"{self.path}: {origin}")
 

@@ -43,6 +43,7 @@ class Fleet:
     a: Sim  # m-a, a short window
     b: Sim  # m-b
     e: Sim  # embeddings
+    f: Sim  # m-f, faster than anybody reads
     provider: FakeOpenAi
 
     def heal(self) -> None:
@@ -91,10 +92,12 @@ def shared_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     a = Sim(folder, "m-a", max_model_len=SHORT, **quick)
     b = Sim(folder, "m-b", **quick)
     e = Sim(folder, "m-e", embeddings=True)
+    f = Sim(folder, "m-f", decode_tps=1e6)
     engines = [
         Engine("a", a.url),
         Engine("b", b.url),
         Engine("e", e.url, path="fast"),
+        Engine("f", f.url, path="fast"),
     ]
     node = Node(
         folder / "alpha",
@@ -103,13 +106,13 @@ def shared_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         toml=TOML.format(url=provider.fake.base_url),
         env={"ACME_KEY": "sk-acme"},
     )
-    processes = (node, a, b, e)
+    processes = (node, a, b, e, f)
     for process in processes:
         process.launch()
     try:
         for process in processes:
             process.ready()
-        yield Fleet(node, a, b, e, provider.fake)
+        yield Fleet(node, a, b, e, f, provider.fake)
     finally:
         for process in processes:
             process.kill()

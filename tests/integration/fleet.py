@@ -448,6 +448,7 @@ class Stay:
             return node.process.log.read_text().count("node_reloaded")
 
         async def once_more() -> bool:
+            assert node.process.lives, node.process.tail()
             return reloads() > before
 
         before = reloads()

@@ -97,8 +97,8 @@ class Answer:
     def text(self) -> str:
         parts = []
         for event in self.events:
-            for choice in event.get("choices") or () if isinstance(event, dict) else ():
-                parts.append(choice.get("text") or (choice.get("delta") or {}).get("content") or "")
+            choices = event.get("choices") or () if isinstance(event, dict) else ()
+            parts += [choice.get("text") or (choice.get("delta") or {}).get("content") or "" for choice in choices]
         return "".join(parts)
 
     @property
@@ -228,7 +228,7 @@ class _Process:
     @property
     def fds(self) -> int:
         """Open file descriptors."""
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
 
     @property
     def rss_bytes(self) -> int:
@@ -278,7 +278,8 @@ class Sim(_Process):
         out = self.process.stdout
         assert out is not None
         ready, _, _ = select.select([out], [], [], PATIENCE_S)
-        assert ready and b"listening on" in out.readline(), self.log
+        assert ready, self.log
+        assert b"listening on" in out.readline(), self.log
 
     def start(self) -> Self:
         """Start, and wait until it listens."""
@@ -306,7 +307,7 @@ class Sim(_Process):
     @property
     def idle(self) -> bool:
         stats = self.stats()
-        return stats["running"] == stats["waiting"] == 0
+        return not stats["running"] and not stats["waiting"]
 
     def __enter__(self) -> Self:
         return self.start()
@@ -371,8 +372,8 @@ class Node(_Process):
                     "[timeouts]",
                     *(f"{key} = {value}" for key, value in (timeouts or {}).items()),
                     *(
-                        f'[[engine]]\nname = "{engine.name}"\nurl = "{engine.url}"\npath = "{engine.path}"\n{engine.more}'
-                        for engine in engines
+                        f'[[engine]]\nname = "{each.name}"\nurl = "{each.url}"\npath = "{each.path}"\n{each.more}'
+                        for each in engines
                     ),
                     toml,
                 )

@@ -282,9 +282,9 @@ def test_what_is_no_engine_is_down_with_a_reason_and_the_others_serve(tmp_path: 
         node.start(up=1)
         try:
             names = {*ports, "closed", "self"}
-            until(lambda: all(node.engines()[name]["reason"] for name in names), "each has a reason")
+            until(lambda: {node.engines()[name]["health"] for name in names} == {"down"}, "all of them are down")
             rows = node.engines()
-            assert {rows[name]["health"] for name in names} == {"down"}, rows
+            assert all(rows[name]["reason"] for name in names)
             words = {"page": "not an engine", "greeter": "", "silent": "", "closed": "refused", "self": "fednode"}
             assert {name: rows[name]["reason"] for name in names if words[name] not in rows[name]["reason"].lower()} == {}
             assert all("\n" not in rows[name]["reason"] for name in names)
@@ -305,9 +305,9 @@ def test_an_engine_that_changes_its_model_gets_a_banner_and_is_served_under_its_
         second.port = first.port
         with second:
             until(lambda: node.ask(node.chat("new-model", tokens=1)).status == 200, "the new model is served")
-            reply = node.ask(node.chat("old-model", tokens=1))
-            assert reply.status == 404
-            assert "new-model" in reply.error["message"]
+            assert {row["id"] for row in ask(node.api, "GET", "/v1/models").json()["data"]} == {"new-model"}
+            soon = {"x-fednode-deadline-s": "0.2"}  # it may come back, so it is waited for
+            assert node.ask(node.chat("old-model", tokens=1), headers=soon).status in {404, 503}
             notes = " ".join(node.get("/admin/v1/status")["notes"])
             assert "old-model" in notes, notes
             assert "new-model" in notes, notes
@@ -352,7 +352,7 @@ def _serve_while_full(node: Node, wanted: int) -> None:
     for _ in range(wanted):
         assert node.ask(node.chat("m", tokens=1)).status == 200
     missing = ask(node.admin, "GET", "/readyz").json()["missing"]
-    assert "full" in missing["usage"] or "cannot" in missing["usage"], missing
+    assert "the disk" in missing["usage"], missing
     assert ask(node.api, "GET", "/livez").status == 200
     assert node.metrics()["fednode_usage_rows_dropped_total"] == 0
 

@@ -11,6 +11,7 @@ import pytest
 from tests.integration.conftest import SHORT, Fleet
 from tests.integration.nodes import Node, ask
 
+FINISHED = {"stop", "length"}
 ROUTE_HEADERS = {
     "x-fednode-request-id", "x-fednode-route", "x-fednode-node", "x-fednode-model", "x-fednode-attempts",
     "x-fednode-reason",
@@ -31,7 +32,9 @@ def client(fleet: Fleet) -> openai.OpenAI:
 def test_the_official_client_chats_streamed_and_not_with_the_same_words(fleet: Fleet, client: openai.OpenAI) -> None:
     messages: Any = [{"role": "user", "content": "tell me"}]
     extra = {"ignore_eos": True}
-    whole = client.chat.completions.create(model="m-b", messages=messages, max_tokens=12, temperature=0, extra_body=extra)
+    whole = client.chat.completions.create(
+        model="m-b", messages=messages, max_tokens=12, temperature=0, extra_body=extra
+    )
     stream = client.chat.completions.create(
         model="m-b",
         messages=messages,
@@ -65,7 +68,10 @@ def test_the_official_client_completes_and_embeds(fleet: Fleet, client: openai.O
     two = client.completions.create(
         model="m-a", prompt=["one", "two"], max_tokens=30, stream=True, extra_body={"ignore_eos": True}
     )
-    assert {choice.index for chunk in two for choice in chunk.choices if choice.finish_reason} == {0, 1}
+    assert {choice.index for chunk in two for choice in chunk.choices if str(choice.finish_reason) in FINISHED} == {
+        0,
+        1,
+    }
     vectors = client.embeddings.create(model="m-e", input=["one", "two"])
     assert [len(row.embedding) > 0 for row in vectors.data] == [True, True]
 
@@ -114,7 +120,8 @@ def test_metrics_count_what_was_served(fleet: Fleet) -> None:
     name = 'fednode_requests_total{outcome="done",route="commercial",surface="/v1/chat/completions"}'
     before = node.metrics().get(name, 0.0)
     reply = node.ask(node.chat("paid"))
-    assert (reply.status, reply.headers["x-fednode-route"], reply.headers["x-fednode-node"]) == (200, "commercial", "acme")
+    assert reply.status == 200
+    assert (reply.headers["x-fednode-route"], reply.headers["x-fednode-node"]) == ("commercial", "acme")
     assert node.metrics()[name] == before + 1
     assert node.metrics()["fednode_open_exchanges"] == 0
 
@@ -135,7 +142,9 @@ def test_metrics_count_what_was_served(fleet: Fleet) -> None:
         (b'{"model":"big","x":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001, 400, None),
     ],
 )
-def test_a_bad_body_gets_a_clear_error_in_openais_shape(fleet: Fleet, body: bytes, status: int, code: str) -> None:
+def test_a_bad_body_gets_a_clear_error_in_openais_shape(
+    fleet: Fleet, body: bytes, status: int, code: str | None
+) -> None:
     reply = fleet.node.ask(body)
     assert reply.status == status
     error = reply.error
@@ -184,7 +193,8 @@ def test_probes_get_a_head_without_a_body(fleet: Fleet) -> None:
     where = fleet.node.api
     assert [ask(where, "HEAD", path).status for path in ("/", "/v1/models", "/livez")] == [404, 200, 200]
     with socket.create_connection((where.split(":")[0], fleet.node.api_port)) as raw:
-        raw.sendall(b"HEAD /livez HTTP/1.1\r\nhost: x\r\n\r\nGET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        raw.sendall(b"HEAD /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+        raw.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         said = b"".join(iter(lambda: raw.recv(65_536), b""))
     assert said.count(b"HTTP/1.1 200") == 2
     assert said.count(b'{"live":true}') == 1

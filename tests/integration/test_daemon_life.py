@@ -84,9 +84,11 @@ def test_members_need_a_key_and_two_nodes_cannot_share_a_data_directory(
         twin = Node(tmp_path / "n", engines, open=False).launch()  # the same directory, on other ports
         owned.append(twin)
         body = node.chat(tokens=2)
-        for headers in ({}, {"authorization": "Bearer fk_wrong"}, {"x-api-key": "sk-x"}, {"authorization": "Basic eA=="}):
+        wrong = ({"authorization": "Bearer fk_wrong"}, {"x-api-key": "sk-x"}, {"authorization": "Basic eA=="})
+        for headers in ({}, *wrong):
             reply = node.ask(body, headers=headers)
-            assert (reply.status, reply.error["code"], reply.error["type"]) == (401, "invalid_api_key", "authentication_error")
+            assert (reply.status, reply.error["code"]) == (401, "invalid_api_key")
+            assert reply.error["type"] == "authentication_error"
             assert "fk_wrong" not in reply.body.decode()
         assert ask(node.api, "GET", "/v1/models").status == 401
         assert ask(node.api, "GET", "/livez").status == 200
@@ -183,9 +185,7 @@ def test_sighup_reads_keys_and_peers_again(tmp_path: Path, engines: list[Engine]
         until(lambda: any(row["name"] == "far" for row in node.get("/admin/v1/peers")["peers"]), "the peer is there")
 
 
-def test_sigkill_costs_at_most_a_second_of_usage_rows(
-    tmp_path: Path, engines: list[Engine], owned: list[Node]
-) -> None:
+def test_sigkill_costs_at_most_a_second_of_usage_rows(tmp_path: Path, engines: list[Engine], owned: list[Node]) -> None:
     node = Node(tmp_path / "n", engines)
     owned.append(node)
     node.start()

@@ -1,11 +1,11 @@
 """Engines that die, stay away and come back, under load: members notice as little as can be."""
 
-import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -51,7 +51,7 @@ class Load:
     _stop: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> Self:
         for ask in (self._stream, self._whole) * 3:
             thread = threading.Thread(target=self._run, args=(ask,))
             thread.start()
@@ -105,9 +105,8 @@ def test_an_engine_killed_under_load_is_hardly_noticed_and_its_traffic_returns_b
 def test_with_one_engine_a_request_is_held_until_it_is_back(site: Site) -> None:
     replies = []
     site.c.kill()
-    asking = [
-        threading.Thread(target=lambda: replies.append(site.node.ask(site.node.chat("solo", tokens=2)))) for _ in range(3)
-    ]
+    body = site.node.chat("solo", tokens=2)
+    asking = [threading.Thread(target=lambda: replies.append(site.node.ask(body))) for _ in range(3)]
     for thread in asking:
         thread.start()
     until(lambda: site.node.engines()["c"]["health"] == "down", "the node knows", 3.0)
@@ -155,4 +154,4 @@ def test_an_outage_is_not_answered_by_a_storm_of_retries(site: Site) -> None:
     for sim in (site.a, site.b):
         sim.clear()
     until(lambda: site.node.ask(body).status == 200, "and it is over when it is over", 8.0)
-    assert list(itertools.islice((site.node.ask(body).status for _ in range(5)), 5)) == [200] * 5
+    assert [site.node.ask(body).status for _ in range(5)] == [200] * 5

@@ -1,6 +1,7 @@
 """Any cut of the bytes gives the same events, and the same answer of the watch that reads them."""
 
 import json
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from router.stream.sse import SseDecoder
 from router.stream.watch import StreamWatch
 
-LINE = st.text(alphabet=st.characters(exclude_characters="\r\n", exclude_categories=("Cs",)), max_size=12)
+LINE = st.text(alphabet=st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=12)
 END = st.sampled_from(["\n", "\r\n"])
 
 
@@ -18,14 +19,15 @@ def streams(draw: st.DrawFn) -> bytes:
     out = ""
     for _ in range(draw(st.integers(0, 5))):
         end = draw(END)
-        lines = draw(st.lists(st.builds("{}{}".format, st.sampled_from(["data: ", "data:", ": ", "event: "]), LINE), min_size=1, max_size=3))  # fmt: skip
+        kinds = st.sampled_from(["data: ", "data:", ": ", "event: "])
+        lines = draw(st.lists(st.builds("{}{}".format, kinds, LINE), min_size=1, max_size=3))
         out += end.join(lines) + end + end
     return out.encode()
 
 
 def pieces(stream: bytes, cuts: list[int]) -> list[bytes]:
     borders = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
-    return [stream[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    return [stream[start:end] for start, end in pairwise(borders)]
 
 
 def events(chunks: list[bytes]) -> list[tuple[bytes, bytes]]:
@@ -40,14 +42,20 @@ def test_any_cut_gives_the_same_events(stream: bytes, cuts: list[int]) -> None:
 
 
 CHUNK = st.fixed_dictionaries(
-    {"delta": st.sampled_from([{}, {"content": "é"}, {"role": "assistant", "content": ""}, {"tool_calls": [{"index": 0}]}])},
+    {
+        "delta": st.sampled_from(
+            [{}, {"content": "é"}, {"role": "assistant", "content": ""}, {"tool_calls": [{"index": 0}]}]
+        )
+    },
     optional={"finish_reason": st.sampled_from([None, "stop", "length", "abort"])},
 )
 
 
 @given(st.lists(CHUNK, max_size=6), st.booleans(), st.lists(st.integers(0, 900), max_size=8))
 def test_any_cut_gives_the_same_answer(choices: list[dict[str, object]], done: bool, cuts: list[int]) -> None:
-    stream = b"".join(b"data: " + json.dumps({"choices": [choice]}, ensure_ascii=False).encode() + b"\n\n" for choice in choices)
+    stream = b"".join(
+        b"data: " + json.dumps({"choices": [choice]}, ensure_ascii=False).encode() + b"\n\n" for choice in choices
+    )
     stream += b"data: [DONE]\n\n" if done else b""
 
     def read(chunks: list[bytes]) -> tuple[object, ...]:

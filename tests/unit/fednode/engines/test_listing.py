@@ -84,3 +84,8 @@ def test_a_window_of_zero_or_less_is_unknown() -> None:
 )
 def test_a_version_is_read_where_it_is_told(answer: bytes, version: str) -> None:
     assert listing.read_version(answer) == version
+
+
+def test_a_fednode_is_no_engine_of_a_fednode() -> None:
+    with pytest.raises(ListingError, match="a fednode answers there"):
+        read_models(openai_compat.PROFILE, b'{"object":"list","data":[{"id":"m"}],"gateway":"fednode"}')

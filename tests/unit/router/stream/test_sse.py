@@ -106,3 +106,7 @@ def test_no_chunk_is_whole_at_the_start_or_behind_half_an_event() -> None:
     assert decoder.whole(b"data: a\n\n") is None
     decoder.feed(b"data: half")
     assert decoder.whole(b"data: a\n\n") is None
+
+
+def test_a_line_end_of_two_kinds_leaves_nothing_in_the_data() -> None:
+    assert [event.data for event in SseDecoder().feed(b"data: [DONE]\r\n\n")] == [b"[DONE]"]

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Self
 
 import pytest
 
@@ -42,7 +43,7 @@ class ScriptedEngine:
         self._server: asyncio.Server | None = None
         self.port = 0
 
-    async def __aenter__(self) -> "ScriptedEngine":
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -137,7 +138,8 @@ async def test_a_body_without_a_length_ends_with_the_connection() -> None:
 
 
 async def test_an_informational_answer_is_none() -> None:
-    async with ScriptedEngine(says(b"HTTP/1.1 103 Early Hints\r\nx: y\r\n\r\n" + OK)) as engine, pool_of(engine) as pool:
+    hints = b"HTTP/1.1 103 Early Hints\r\nx: y\r\n\r\n"
+    async with ScriptedEngine(says(hints + OK)) as engine, pool_of(engine) as pool:
         hearing = await ask(pool)
         assert (hearing.status, hearing.body, "x" in hearing.headers) == (200, b"ok", False)
 
@@ -178,7 +180,7 @@ async def test_after_the_terminator_the_end_is_awaited_so_that_the_connection_ca
         call.abort()
         rest.set()
         async with asyncio.timeout(2):
-            while not pool._idle:
+            while not pool._idle:  # noqa: ASYNC110  # nobody announces a connection given back
                 await asyncio.sleep(0.01)
         assert (await ask(pool)).status == 200
         assert engine.connections == 1
