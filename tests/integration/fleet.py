@@ -647,8 +647,9 @@ SAMPLE_S: Final = 0.04
 
 @dataclass(frozen=True)
 class Pool:
-    """What an engine said of its KV pool at an instant, in tokens; `blocks` is without the reserved one."""
+    """What an engine said of its KV pool between two instants, in tokens; `blocks` is without the reserved one."""
 
+    asked_at: float
     at: float
     usage: float
     blocks: int
@@ -666,13 +667,14 @@ class Pool:
 
 async def pool_of(http: aiohttp.ClientSession, engine_url: str) -> Pool:
     """Ask an engine itself."""
+    asked_at = time.monotonic()
     async with http.get(engine_url + "/metrics") as answer:
         families = {family.name: family for family in text_string_to_metric_families(await answer.text())}
     (info,) = [sample.labels for sample in families["vllm:cache_config_info"].samples]
     (usage,) = [sample.value for sample in families["vllm:kv_cache_usage_perc"].samples]
     (running,) = [sample.value for sample in families["vllm:num_requests_running"].samples]
     blocks, block_tokens = int(info["num_gpu_blocks"]) - 1, int(info["block_size"])
-    return Pool(time.monotonic(), usage, blocks, block_tokens, int(running))
+    return Pool(asked_at, time.monotonic(), usage, blocks, block_tokens, int(running))
 
 
 @dataclass
@@ -703,9 +705,14 @@ class Headroom:
         found = []
         for at, age_s, total, free in self.shown:
             before = [pool for pool in self.said if pool.at <= at - SCRAPED_S][-1:]
-            window = before + [pool for pool in self.said if at - SCRAPED_S < pool.at <= at + 2 * SAMPLE_S]
-            if not before:
-                continue  # from before we looked
+            after = [pool for pool in self.said if pool.asked_at >= at][:1]
+            if not before or not after:
+                continue  # from before we looked, or nothing to hold it against yet
+            window = [
+                *before,
+                *(pool for pool in self.said if pool.at > before[0].at and pool.at < after[0].at),
+                *after,
+            ]
             block, rounding = window[0].block_tokens, window[0].total / 256
             low = min(pool.free for pool in window) - block - rounding
             high = max(pool.free for pool in window) + block

@@ -87,5 +87,5 @@ def test_a_version_is_read_where_it_is_told(answer: bytes, version: str) -> None
 
 
 def test_a_fednode_is_no_engine_of_a_fednode() -> None:
-    with pytest.raises(ListingError, match="a fednode answers there"):
-        read_models(openai_compat.PROFILE, b'{"object":"list","data":[{"id":"m"}],"gateway":"fednode"}')
+    with pytest.raises(listing.ListingError, match="a fednode answers there"):
+        read(EngineKind.OPENAI, b'{"object":"list","data":[{"id":"m"}],"gateway":"fednode"}')
