@@ -476,7 +476,10 @@ def _why_nobody(sorting: _Sorting, book: Book) -> tuple[str, int]:
     if all(isinstance(why, Pick) for why in refused.values()):
         return Gate.TRIED.value, RETRY_AFTER_S
     gates = [(ORDER[why], why, key) for key, why in refused.items() if isinstance(why, Gate)]
-    _, farthest, _ = max(gates)
+    # A box that does not serve the model explains nothing while another was kept out for another reason; but to a
+    # peer's request, which goes nowhere else, it is the reason.
+    others = [entry for entry in gates if entry[1] is not _MODEL] if sorting.ask.request.hops_left else []
+    _, farthest, _ = max(others or gates)
     waits = [
         max(1.0, sorting.policy.standing.get(key, NOBODY_YET).wait_until_s or RETRY_AFTER_S)
         for _, gate, key in gates

@@ -702,7 +702,7 @@ class Headroom:
 
         `idle_tokens` are those of further, idle engines of the same node: they stand in the row's sum.
         """
-        found = []
+        found, held = [], 0
         for at, age_s, total, free in self.shown:
             before = [pool for pool in self.said if pool.at <= at - SCRAPED_S][-1:]
             after = [pool for pool in self.said if pool.asked_at >= at][:1]
@@ -713,12 +713,13 @@ class Headroom:
                 *(pool for pool in self.said if pool.at > before[0].at and pool.at < after[0].at),
                 *after,
             ]
+            held += 1
             block, rounding = window[0].block_tokens, window[0].total / 256
             low = min(pool.free for pool in window) - block - rounding
             high = max(pool.free for pool in window) + block
             if age_s > 2.0 or total != window[0].total + idle_tokens or not low <= free - idle_tokens <= high:
                 found.append(f"{free} of {total} shown, {low:.0f} to {high:.0f} said; age {age_s}")
-        return found
+        return found if held >= 10 else [*found, f"only {held} rows could be held against the engine's word"]
 
     @property
     def moved_tokens(self) -> int:

@@ -190,9 +190,7 @@ class Rogue:
 
     async def serve(self) -> asyncio.Server:
         """Listen for requests: keep what comes, answer each with `answer`, close."""
-        context = tls.server_context(
-            self.identity.tls_cert_path, self.identity.tls_key_path, roots=self.certificates
-        )
+        context = tls.server_context(self.identity.tls_cert_path, self.identity.tls_key_path, roots=self.certificates)
         return await asyncio.start_server(self._asked, "127.0.0.1", self.serve_port, ssl=context)
 
     async def _asked(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -208,9 +206,7 @@ class Rogue:
 
     def tls_to(self, node: Node) -> tuple[ssl.SSLContext, str]:
         """A client's context with this identity, and the name to send: for requests written by hand."""
-        context = tls.client_context(
-            self.identity.tls_cert_path, self.identity.tls_key_path, roots=self.certificates
-        )
+        context = tls.client_context(self.identity.tls_cert_path, self.identity.tls_key_path, roots=self.certificates)
         return context, tls_name(node_id_of(node))
 
 

@@ -17,7 +17,8 @@ import pytest
 
 from fednode._pb import link_pb2 as pb
 from fednode.disk import create_identity, read_identity
-from fednode.identity.envelope import seal
+from fednode.identity.envelope import Kind, seal
+from fednode.model.ids import key_bytes
 from fednode.model.load import Accept, LoadRow, Stamp
 from fednode.net.link import Link
 from fednode.wire import frames, limits
@@ -31,7 +32,8 @@ GARBAGE = (
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     b"SSH-2.0-OpenSSH_9.6\r\n",
     b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
     b"GET " + b"/" * 100_000 + b" HTTP/1.1\r\n\r\n",
 )
@@ -90,7 +92,9 @@ def ports(node: Node) -> dict[str, int]:
     }  # fmt: skip
 
 
-def said_to(port: int, sent: bytes, context: ssl.SSLContext | None = None, name: str = "", wait_s: float = HOLD_S) -> bytes:
+def said_to(
+    port: int, sent: bytes, context: ssl.SSLContext | None = None, name: str = "", wait_s: float = HOLD_S
+) -> bytes:
     """Everything a port answers until it closes; b"" for a connection broken off."""
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=wait_s))
@@ -154,7 +158,8 @@ def test_hundreds_who_hold_a_connection_and_say_little_delay_nobody_and_leave_no
 @pytest.mark.parametrize(
     "target",
     [
-        "//v1/models", "/v1//models", "/v1/./models", "/v1/../v1/models", "/v1/%6dodels", "/%2e%2e/etc/passwd", "/v1/models%00",
+        "//v1/models", "/v1//models", "/v1/./models", "/v1/../v1/models", "/v1/%6dodels", "/%2e%2e/etc/passwd",
+        "/v1/models%00",
         "http://127.0.0.1/v1/models", "/metrics", "/admin/v1/keys", "/_sim/stats", "/v1/models/../../metrics", "*",
         "/v1/chat/completions/", "/V1/models", "/v1/models;x", "/tokenize", "/v1/load_lora_adapter", "/sleep",
     ],
@@ -184,7 +189,9 @@ def test_the_admin_listener_answers_no_foreign_host_or_page(node: Node) -> None:
 # ── a pinned peer that does not keep to the protocol, over its own certificate ────────────────────────────────────
 
 
-def posted(node: Node, rogue: Rogue, *, path: str = "/v1/chat/completions", body: bytes | None = None, **changes: str) -> bytes:
+def posted(
+    node: Node, rogue: Rogue, *, path: str = "/v1/chat/completions", body: bytes | None = None, **changes: str
+) -> bytes:
     """The status line and body of a request made by hand, with headers changed ("" = left out)."""
     body = json.dumps(node.chat("m", tokens=1, stream=True)).encode() if body is None else body
     headers = {
@@ -233,7 +240,7 @@ def test_a_peers_request_outside_the_protocol_is_refused(
     ],
 )  # fmt: skip
 def test_a_peers_body_outside_the_table_is_refused_by_name(
-    node: Node, rogue: Rogue, sim: Sim, more: dict[str, object]
+    node: Node, rogue: Rogue, sim: Sim, more: dict[str, Any]
 ) -> None:
     asked = sim.stats()["requests"]
     said = posted(node, rogue, body=json.dumps(node.chat("m", tokens=1, stream=True, **more)).encode())
@@ -285,10 +292,10 @@ ZERO = LoadRow(0, 0, 0, 0, 0, 0, 0.0, 0.0)
 NOTHING = LoadRow(0)
 
 
-def load_frame(rogue: Rogue, **fields: object) -> bytes:
+def load_frame(rogue: Rogue, engines: list[pb.EngineLoad]) -> bytes:
     """A load report as protobuf, past our own encoder's bounds."""
     at = rogue.own.stamp()
-    message = pb.Load(at=pb.Stamp(inc=at.inc, ver=at.ver), accept=3, **fields)
+    message = pb.Load(at=pb.Stamp(inc=at.inc, ver=at.ver), accept=3, engines=engines)
     return frames.frame_bytes(pb.Frame.LOAD_FIELD_NUMBER, message.SerializeToString())
 
 
@@ -299,18 +306,24 @@ def lies(rogue: Rogue, node: Node, other: Rogue) -> dict[str, bytes]:
     far = Stamp(rogue.own.incarnation + (1 << 17), 1)
     jump = pb.Load(at=pb.Stamp(inc=far.inc, ver=far.ver), accept=3)
     return {
-        "five engines": load_frame(rogue, engines=[engine(engine=number) for number in range(5)]),
-        "two rows of one engine": load_frame(rogue, engines=[engine(engine=0), engine(engine=0)]),
-        "engine 9": load_frame(rogue, engines=[engine(engine=9)]),
-        "more than the whole pool": load_frame(rogue, engines=[engine(kv_free_256th=257)]),
-        "2^32 tokens": load_frame(rogue, engines=[engine(queued_prefill_tokens=(1 << 32) - 1)]),
-        "2^32 tokens a second": load_frame(rogue, engines=[engine(prefill_tok_s=(1 << 32) - 1)]),
+        "five engines": load_frame(rogue, [engine(engine=number) for number in range(5)]),
+        "two rows of one engine": load_frame(rogue, [engine(engine=0), engine(engine=0)]),
+        "engine 9": load_frame(rogue, [engine(engine=9)]),
+        "more than the whole pool": load_frame(rogue, [engine(kv_free_256th=257)]),
+        "2^32 tokens": load_frame(rogue, [engine(queued_prefill_tokens=(1 << 32) - 1)]),
+        "2^32 tokens a second": load_frame(rogue, [engine(prefill_tok_s=(1 << 32) - 1)]),
         "an incarnation far ahead": frames.frame_bytes(2, jump.SerializeToString()),
         "no stamp": frames.frame_bytes(2, pb.Load(accept=3).SerializeToString()),
         "a record of somebody else": frames.encode_urgent(other.own.record()),
         "a forged record": frames.encode_urgent(forged),
         "another kind of record": frames.encode_urgent(
-            seal(3, b"\x0a\x02\x08\x01", network=rogue.identity.network, signer=bytes(32), sign=rogue.identity.sign)
+            seal(
+                Kind.NODE_CERT,
+                b"\x0a\x02\x08\x01",
+                network=rogue.identity.network,
+                signer=key_bytes(rogue.node),
+                sign=rogue.identity.sign,
+            )  # fmt: skip
         ),
         "a second hello": frames.frame_bytes(1, b""),
         "no message": b"",
@@ -363,15 +376,18 @@ def test_absurd_figures_stay_figures_and_cost_a_member_nothing(node: Node, rogue
         async with rogue.link(node) as link:
             report = rogue.own.report((row,), Accept.GUESTS)
             link.send(frames.encode_load(frames.encode_load_common(report), echo=echo, echo_bits=0xFFFFFFFF))
-            async with asyncio.timeout(5.0):
-                while (await asyncio.to_thread(row_of, node, rogue))["state"] != "alive":
-                    await asyncio.sleep(0.02)
+            await asyncio.to_thread(until, lambda: _claims(node, rogue, row), "the claim is there", 5.0)
             await asyncio.to_thread(_still_sane, node)
 
     for row in (TOP, ZERO, NOTHING):
         for echo in (0, 1, 1 << 63, (1 << 64) - 1):
             backstage.run(claim(row, echo))
     served(node)
+
+
+def _claims(node: Node, rogue: Rogue, row: LoadRow) -> bool:
+    seen = row_of(node, rogue)
+    return seen["state"] == "alive" and (seen["running"], seen["waiting"]) == (row.running, row.waiting)
 
 
 def _still_sane(node: Node) -> None:
@@ -418,7 +434,9 @@ def test_a_merely_known_node_hears_no_load(node: Node, known: Rogue, backstage: 
     assert node_id_of(node) not in {row["node"] for row in node.get("/admin/v1/peers")["peers"]}
 
 
-def test_the_join_port_tells_strangers_nothing_and_tires_of_them(node: Node, tmp_path: Path, backstage: Backstage) -> None:
+def test_the_join_port_tells_strangers_nothing_and_tires_of_them(
+    node: Node, tmp_path: Path, backstage: Backstage
+) -> None:
     stranger = Rogue(tmp_path / "s", "stranger")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -431,7 +449,7 @@ def test_the_join_port_tells_strangers_nothing_and_tires_of_them(node: Node, tmp
     ):  # fmt: skip
         answers.add(said_to(node.join_port, sent, context, "x").split(b"\r\n")[0])
     assert answers <= {b"HTTP/1.1 403 Forbidden", b"HTTP/1.1 429 Too Many Requests", b""}, answers
-    with pytest.raises(Exception, match="refused us|busy"):
+    with pytest.raises(Exception, match=r"refused us|busy"):
         backstage.run(stranger.introduce(node))
     last = [said_to(node.join_port, b"GET / HTTP/1.1\r\n\r\n", context, "x") for _ in range(12)]
     assert any(b"429" in said for said in last)

@@ -10,7 +10,6 @@ import socket
 import sqlite3
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,7 +51,8 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
     """A small file system of its own, where this process may make one."""
     folder.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+    may = os.geteuid() == 0 and shutil.which("mount") is not None
+    if not may or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount a file system")
     try:
         yield folder
@@ -63,27 +63,21 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 # ── it cannot start ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_each_port_in_use_is_one_line_that_names_the_setting(tmp_path: Path) -> None:
-    keys = {
-        "api": "api.listen", "admin": "admin.listen", "link": "federation", "serve": "federation.serve",
-        "join": "federation",
-    }  # fmt: skip
+def test_a_peers_port_in_use_is_one_line_that_names_the_setting(tmp_path: Path) -> None:
+    """The other three ports are taken in `test_daemon_life`."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        nodes = {}
-        for name in keys:
-            node = nodes[name] = Node(tmp_path / name, federation=True)
+        nodes = {name: Node(tmp_path / name, federation=True) for name in ("link", "join")}
+        for name, node in nodes.items():
             text = node.config_path.read_text()
             node.config_path.write_text(text.replace(f":{getattr(node, f'{name}_port')}", f":{port}"))
             node.launch()
-        for name, key in keys.items():
+        for name, key in (("link", "[federation] listen"), ("join", "[federation] join")):
             status, lines = told_by(nodes[name])
             assert (status, len(lines)) == (1, 1), lines
-            assert key in lines[0], lines
-            assert str(port) in lines[0], lines
-            assert "in use" in lines[0].lower(), lines
+            assert all(words in lines[0].lower() for words in (key, str(port), "in use")), lines
 
 
 def test_all_mistakes_of_both_files_are_told_at_once_each_with_its_remedy(tmp_path: Path) -> None:
@@ -108,9 +102,14 @@ def test_all_mistakes_of_both_files_are_told_at_once_each_with_its_remedy(tmp_pa
 
 
 def test_a_missing_provider_key_names_the_variable_and_shows_no_key(tmp_path: Path) -> None:
-    provider = '[[provider]]\nname = "{0}"\nkind = "openai"\nbase_url = "http://127.0.0.1:9"\n{1}monthly_budget_usd = 1.0\n'
+    provider = '[[provider]]\nname = "{0}"\nkind = "openai"\nbase_url = "http://127.0.0.1:9"\n{1}'
+    provider += "monthly_budget_usd = 1.0\n"
     model = '[[provider.model]]\nid = "{0}"\ninput_usd_per_mtok = 1.0\noutput_usd_per_mtok = 1.0\n'
-    keys = {"a": 'api_key_env = "NO_SUCH_KEY"\n', "b": 'api_key_file = "gone.key"\n', "c": 'api_key_file = "open.key"\n'}
+    keys = {
+        "a": 'api_key_env = "NO_SUCH_KEY"\n',
+        "b": 'api_key_file = "gone.key"\n',
+        "c": 'api_key_file = "open.key"\n',
+    }
     Node(tmp_path, toml="".join(provider.format(name, key) + model.format(name) for name, key in keys.items()))
     (tmp_path / "open.key").write_text("sk-very-secret\n")
     (tmp_path / "open.key").chmod(0o644)
@@ -235,7 +234,7 @@ class _Page(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class names it so
+    def log_message(self, format: str, *args: object) -> None:  # the base class names it so
         return
 
 
@@ -288,8 +287,9 @@ def test_what_is_no_engine_is_down_with_a_reason_and_the_others_serve(tmp_path: 
             rows = node.engines()
             assert all(rows[name]["reason"] for name in names)
             words = {"page": "not an engine", "greeter": "", "silent": "", "closed": "refused", "self": "fednode"}
-            assert {name: rows[name]["reason"] for name in names if words[name] not in rows[name]["reason"].lower()} == {}
-            assert all("\n" not in rows[name]["reason"] for name in names)
+            reasons = {name: rows[name]["reason"].lower() for name in names}
+            assert {name: reason for name, reason in reasons.items() if words[name] not in reason} == {}
+            assert not any("\n" in reason for reason in reasons.values())
             for _ in range(5):
                 assert node.ask(node.chat("m", tokens=1)).status == 200
             assert sim.stats()["running"] == 0
@@ -315,7 +315,7 @@ def test_an_engine_that_changes_its_model_gets_a_banner_and_is_served_under_its_
             assert "new-model" in notes, notes
 
 
-def test_a_bad_edit_of_peers_toml_keeps_the_old_table_says_so_and_is_forgotten_with_a_good_one(tmp_path: Path) -> None:
+def test_a_bad_edit_of_peers_toml_keeps_the_old_table_and_says_so_until_it_is_mended(tmp_path: Path) -> None:
     stanza = f'[[peer]]\nname = "far"\nnode = "{OTHER}"\ntrust = "partner"\naddresses = ["127.0.0.1:1"]\n'
     Node(tmp_path / "n", federation=True)
     peers = tmp_path / "n" / "peers.toml"
@@ -327,7 +327,7 @@ def test_a_bad_edit_of_peers_toml_keeps_the_old_table_says_so_and_is_forgotten_w
     with Node(tmp_path / "n", federation=True) as node:
         create_identity(tmp_path / "third")
         third = read_identity(tmp_path / "third").node
-        for bad in (stanza[:40], "\x00", stanza + stanza, stanza.replace("partner", "frend"), stanza.replace(OTHER, "x")):
+        for bad in (stanza[:40], stanza + stanza, stanza.replace("partner", "frend"), stanza.replace(OTHER, "x")):
             peers.write_text(bad)
             node.signal(signal.SIGHUP)  # a change is noticed within a second anyway
             until(lambda: "peers.toml" in notes(), f"a banner for {bad!r}", 5.0)
@@ -348,6 +348,7 @@ def _usage(node: Node) -> int:
 
 def _serve_while_full(node: Node, wanted: int) -> None:
     """Ask until the books are in trouble; members notice nothing."""
+
     def asked() -> bool:
         assert node.ask(node.chat("m", tokens=1)).status == 200
         return node.metrics()["fednode_usage_failing"] == 1.0
@@ -370,9 +371,10 @@ def _all_there(node: Node) -> None:
 
 
 def test_a_disk_that_fills_while_running_costs_no_request_and_no_row(tmp_path: Path, sim: Sim) -> None:
-    with mounted(tmp_path / "n" / "data", "size=1m,mode=700") as data, Node(
-        tmp_path / "n", [Engine("big", sim.url)], federation=True
-    ) as node:
+    with (
+        mounted(tmp_path / "n" / "data", "size=1m,mode=700") as data,
+        Node(tmp_path / "n", [Engine("big", sim.url)], federation=True) as node,
+    ):
         with contextlib.suppress(OSError), (data / "ballast").open("wb", buffering=0) as ballast:
             while True:
                 ballast.write(b"x" * 4096)
@@ -393,12 +395,6 @@ def test_a_file_that_may_not_grow_costs_no_request_and_no_row(tmp_path: Path, si
         _serve_while_full(node, 20)
         resource.prlimit(node.pid, resource.RLIMIT_FSIZE, unlimited)
         _all_there(node)
-
-
-def test_a_node_that_is_stopped_with_a_full_disk_ends_and_says_what_is_lost(tmp_path: Path, sim: Sim) -> None:
-    node = Node(tmp_path / "n", [Engine("big", sim.url)]).start()
-    resource.prlimit(node.pid, resource.RLIMIT_FSIZE, (16_384, resource.RLIM_INFINITY))
-    _serve_while_full(node, 1)
-    started = time.monotonic()
-    assert node.stop() == 0
-    assert time.monotonic() - started < 9.0
+        resource.prlimit(node.pid, resource.RLIMIT_FSIZE, (8_192, resource.RLIM_INFINITY))
+        _serve_while_full(node, 1)
+        assert node.stop() == 0, "it ends, however full the disk is"

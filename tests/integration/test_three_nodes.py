@@ -269,13 +269,12 @@ async def test_each_route_is_taken_for_its_reason_and_shows_in_headers_explain_r
     assert len(providers.openai.asked) == 2 * (node == "openai")
 
 
-async def test_a_long_prompt_leaves_the_fast_path_by_a_visible_rule(visit: Visit) -> None:
-    """The window here is too small for such a prompt, so the rule is only shown, not followed."""
-    long = [{"role": "user", "content": "The bridge over the river. " * 1500}]
-    plan = await visit.a.explain(visit.http, {"model": "auto", "messages": long})
-    assert plan["path_reason"].endswith("structural:prompt>8000") or "context" in plan["reason"]
-    side = await visit.a.explain(visit.http, {"model": "auto", "messages": QUESTION, "max_tokens": 8})
-    assert side["path_reason"] == "structural:side_request"
+async def test_the_shape_of_a_request_chooses_the_path_by_a_visible_rule(visit: Visit) -> None:
+    title = await visit.a.explain(visit.http, {"model": "auto", "messages": QUESTION, "max_tokens": 8})
+    assert (title["path_reason"], title["steps"][0]["candidate"]) == ("structural:side_request", "home/quick")
+    tools = [{"role": "tool", "tool_call_id": f"c{turn}", "content": "done"} for turn in range(9)]
+    deep = await visit.a.explain(visit.http, {"model": "auto", "messages": [*QUESTION, *tools]})
+    assert (deep["path_reason"], deep["steps"][0]["candidate"]) == ("structural:tool_rounds>8", "home/big")
 
 
 async def test_a_busy_home_sends_the_request_to_an_idle_peer(visit: Visit) -> None:

@@ -242,6 +242,12 @@ def test_the_cheapest_model_of_a_provider_stands_in_for_auto() -> None:
     assert plan.refused == {}
 
 
+def test_what_kept_the_one_who_serves_it_out_is_the_reason_not_that_home_does_not() -> None:
+    here = fleet(engine("small", model="Qwen-4B"), peer("graz", model="Other-70B"))
+    assert plan_for(request("Other-70B", privacy=Privacy.HOME), here).reason == Gate.PRIVACY.value
+    assert plan_for(request("Other-70B", privacy=Privacy.HOME, hops_left=0), here).reason == Gate.MODEL.value
+
+
 def test_an_empty_fleet_is_an_honest_refusal() -> None:
     plan = plan_for(request(), fleet())
     assert (plan.steps, plan.known_model, plan.reason) == ((), True, "no engine, peer or provider")
