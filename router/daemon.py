@@ -45,6 +45,7 @@ from router.store.database import Database
 from router.store.keys import KeyBook
 from router.store.usage import Period, UsageBook
 from router.store.writer import UsageWriter
+from router.telemetry.changes import changes
 from router.telemetry.log import Log
 from router.telemetry.publish import Books, Gauges, Telemetry
 from router.upstreams.anthropic import AnthropicUpstream
@@ -55,6 +56,7 @@ from router.upstreams.peer import PeerUpstream
 from router.upstreams.posting import ProviderKey
 from router.upstreams.provider_key import ProviderKeyError, read_key
 
+CHANGES_S: Final = 1.0  # a peer that flickers faster is told of by its counters
 STOP_FLUSH_S: Final = 5.0  # for the last usage rows at the end
 PEERS_READY_S: Final = 5.0
 
@@ -258,6 +260,7 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         self._writer.start()
         agent = loop.create_task(self._agent.run(), name="agent")
+        telling = loop.create_task(self._tell_changes(), name="changes")
         try:
             listening = await self._listen(agent)
             self._log.info(
@@ -276,8 +279,19 @@ class Daemon:
         except* (FednodeError, OSError) as group:
             raise _first(group) from None
         finally:
+            telling.cancel()
             await self._close(agent)
         return 0
+
+    async def _tell_changes(self) -> None:
+        """Write to the log, once a second, what became of engines and peers."""
+        before = None
+        while True:
+            await asyncio.sleep(CHANGES_S)
+            now = self._agent.snapshot()
+            for event, fields in changes(before, now):
+                self._log.info(event, **fields)
+            before = now
 
     async def _listen(self, agent: asyncio.Task[None]) -> Listening:
         """Bind every listener; a taken port ends the start with one line."""

@@ -15,7 +15,7 @@ from fednode.agent.notes import Notes
 from fednode.agent.peers_book import PeerBook
 from fednode.agent.peers_dial import Dialler
 from fednode.agent.peers_file import PeersToml
-from fednode.agent.peers_links import Links, OpenLink, Reporter
+from fednode.agent.peers_links import GOODBYES, Links, OpenLink, Reporter
 from fednode.agent.peers_self import OwnWord
 from fednode.agent.peers_tls import PeerTls
 from fednode.config import FederationSection, NodeSection
@@ -26,7 +26,7 @@ from fednode.membership.duplicates import LinkFacts, replaces
 from fednode.membership.machine import Dial, Membership, Moved, Renew
 from fednode.membership.settings import MembershipSettings
 from fednode.model.errors import ConfigError, DataDirError, LinkError, WireError
-from fednode.model.ids import NodeId
+from fednode.model.ids import NodeId, key_bytes
 from fednode.model.load import Accept, LoadReport, LoadRow
 from fednode.model.peer import PeerState, PeerView, Quota, ServedModel, Trust
 from fednode.model.ports import Clock, Rng
@@ -39,11 +39,6 @@ from fednode.wire.frames import ByeReason
 
 HOUSEKEEPING_S: Final = 1.0  # how soon an edit of peers.toml or a change of models is noticed
 ERRORS_MAX: Final = 5  # malformed frames before a link is closed: one may be a bug, five are a habit
-_GOODBYES: Final = {
-    ByeReason.STOPPING: "it was stopped by its operator",
-    ByeReason.NOT_TRUSTED: "its operator does not trust this node",
-    ByeReason.PROTOCOL: "it did not understand us: different versions?",
-}
 
 
 class PeerWatch:
@@ -336,11 +331,17 @@ class PeerWatch:
         self._membership.redial(node, self._clock.now())
         return self._own.record()
 
-    def _learn(self, envelope: Envelope, *, only: NodeId | None = None) -> bool:
+    def _learn(self, envelope: Envelope) -> bool:
         """Take a record in; say whether its signer is somebody we know now."""
         try:
-            if only is not None and self._book.signer(envelope) != only:
-                return False
+            self._take_in(envelope)
+        except WireError as error:
+            return error.reason == "stale" and self._book.signed_by_friend(envelope)
+        return True
+
+    def _take_in(self, envelope: Envelope) -> None:
+        """Take a record in. Raises `WireError` when it cannot be accepted."""
+        try:
             if self._book.learn(envelope) is not None:
                 self._unsaved = True
                 self._repin()
@@ -348,11 +349,10 @@ class PeerWatch:
         except WireError as error:
             if error.reason == "equivocation":
                 self._notes.put(f"equivocation {envelope.signer.hex()}", f"{error}: was that machine cloned?")
-            return error.reason == "stale" and self._book.signed_by_friend(envelope)
-        return True
+            raise
 
     def _learn_of(self, envelope: Envelope, node: NodeId) -> bool:
-        return self._learn(envelope, only=node)
+        return envelope.signer == key_bytes(node) and self._learn(envelope)
 
     def _repin(self) -> None:
         pins = self._book.pins()
@@ -405,8 +405,8 @@ class PeerWatch:
     def _lost(self, link: Link) -> None:
         del self._links[link.peer]
         now = self._clock.now()
-        if link.bye in _GOODBYES:
-            self._membership.said_goodbye(link.peer, now, self._rng, reason=_GOODBYES[link.bye])
+        if link.bye in GOODBYES:
+            self._membership.said_goodbye(link.peer, now, self._rng, reason=GOODBYES[link.bye])
         else:
             self._membership.unlinked(link.peer, now, self._rng, reason="the link broke")
         self._changed()
@@ -435,7 +435,7 @@ class PeerWatch:
             case frames.Urgent(envelope=envelope):
                 if self._book.signer(envelope) != link.peer:
                     raise WireError("signer", "a record of somebody else")
-                self._learn(envelope, only=link.peer)
+                self._take_in(envelope)  # a forged one counts against the link
             case frames.Probe(subject=subject, nonce=nonce):
                 newest = self._book.envelope(subject) if subject == link.peer else None
                 link.send(frames.encode_probe_ack(frames.ProbeAck(subject, nonce, newest)))

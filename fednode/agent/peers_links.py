@@ -17,6 +17,11 @@ from fednode.wire import frames
 from fednode.wire.frames import ByeReason
 
 STOP_S: Final = 1.0  # for goodbyes at the end
+GOODBYES: Final = {
+    ByeReason.STOPPING: "it was stopped by its operator",
+    ByeReason.NOT_TRUSTED: "its operator does not trust this node",
+    ByeReason.PROTOCOL: "it did not understand us: different versions?",
+}
 
 
 @dataclass(slots=True)

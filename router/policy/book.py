@@ -119,9 +119,10 @@ def _paths(home: tuple[Place, ...], away: tuple[Place, ...]) -> PathsServed:
     return PathsServed(near=near or far, anywhere=near | far)
 
 
-def _home_place(view: EngineView, node_name: str) -> Place:
+def figures_of(view: EngineView) -> Figures:
+    """Return the load of one of our own engines."""
     load = view.load
-    figures = Figures(
+    return Figures(
         kv_total_tokens=load.kv_total_tokens,
         kv_free_tokens=load.kv_free_tokens,
         queued_prefill_tokens=load.queued_prefill_tokens,
@@ -129,6 +130,10 @@ def _home_place(view: EngineView, node_name: str) -> Place:
         waiting=load.waiting,
         prefill_tps=load.prefill_tps,
     )
+
+
+def _home_place(view: EngineView, node_name: str) -> Place:
+    figures = figures_of(view)
     key = f"home/{view.name}"
     return Place(
         key=key,

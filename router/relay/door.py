@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Final
 
-from fednode.model.engine import EngineView
 from fednode.model.ids import NodeId
 from fednode.model.load import Accept
 from fednode.model.peer import Quota
@@ -13,7 +12,7 @@ from router.model.errors import RequestError
 from router.model.events import Culprit, Usage
 from router.model.plan import Plan
 from router.policy.admission import Box, Redirected, Refusal, Refused, Visit, admit, depart
-from router.policy.book import NO_FIGURES, Figures
+from router.policy.book import NO_FIGURES, figures_of
 from router.policy.leases import Lease, Leases
 from router.policy.quota import PeerMeters, quota_for
 from router.relay.client_side import Hop, Visitors
@@ -128,19 +127,7 @@ def _box(plan: Plan, snapshot: FleetSnapshot, accept: Accept) -> Box:
     return Box(
         accept=accept,
         draining=snapshot.draining,
-        figures=_figures(engine),
+        figures=figures_of(engine),
         block_size=engine.load.block_size,
         decode_step_s=engine.load.decode_step_s,
-    )
-
-
-def _figures(engine: EngineView) -> Figures:
-    load = engine.load
-    return Figures(
-        kv_total_tokens=load.kv_total_tokens,
-        kv_free_tokens=load.kv_free_tokens,
-        queued_prefill_tokens=load.queued_prefill_tokens,
-        running=load.running,
-        waiting=load.waiting,
-        prefill_tps=load.prefill_tps,
     )

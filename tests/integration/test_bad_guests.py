@@ -32,8 +32,10 @@ GARBAGE = (
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     b"SSH-2.0-OpenSSH_9.6\r\n",
     b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n"
-    b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    ),
     b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
     b"GET " + b"/" * 100_000 + b" HTTP/1.1\r\n\r\n",
 )
@@ -302,7 +304,7 @@ def load_frame(rogue: Rogue, engines: list[pb.EngineLoad]) -> bytes:
 def lies(rogue: Rogue, node: Node, other: Rogue) -> dict[str, bytes]:
     """Frames that must be refused."""
     engine = pb.EngineLoad
-    forged = replace(rogue.own.record(), signature=bytes(64))
+    forged = replace(rogue.own.announce(rogue.models), signature=bytes(64))
     far = Stamp(rogue.own.incarnation + (1 << 17), 1)
     jump = pb.Load(at=pb.Stamp(inc=far.inc, ver=far.ver), accept=3)
     return {
@@ -323,7 +325,7 @@ def lies(rogue: Rogue, node: Node, other: Rogue) -> dict[str, bytes]:
                 network=rogue.identity.network,
                 signer=key_bytes(rogue.node),
                 sign=rogue.identity.sign,
-            )  # fmt: skip
+            )
         ),
         "a second hello": frames.frame_bytes(1, b""),
         "no message": b"",
@@ -367,6 +369,8 @@ def test_a_linked_peer_that_sends_nonsense_loses_its_link_and_may_come_back(
         names = [name for name, _ in frames_now]
         assert backstage.run(bother([frame for _, frame in frames_now])), names
         assert row_of(node, rogue)["kv_free_tokens"] in {None, 100_000}, names
+    later = replace(rogue.own.announce(rogue.models), signature=bytes(64))
+    assert backstage.run(bother([frames.encode_urgent(later)] * 5)), "five forged records"
     assert backstage.run(bother([b"\x12" + b"\x00" * limits.FRAME_BYTES_MAX])), "a frame larger than any"
     served(node)
 
