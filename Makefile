@@ -24,7 +24,7 @@ DEV_ENV := $(VENV)/.dev-$(call lock_sum,dev)
 UP_FLAGS = $(if $(ENGINE),--engine "$(ENGINE)") \
 	$(if $(VLLM_ON),--vllm-python "$(VLLM_PYTHON)" --model "$(if $(MODEL),$(MODEL),$(TINY_MODEL))")
 
-# Not in `make test`: a vLLM to install, minutes to wait, or a program that the machine may lack.
+# Not in `make test`: a vLLM to install, or minutes to wait.
 FAST_TESTS := not vllm and not slow and not it
 
 .DEFAULT_GOAL := help
@@ -51,8 +51,8 @@ test-vllm: $(DEV_ENV) $(if $(FEDNODE_VLLM),,vllm-ready)  ## the suite against a 
 
 vllm: test-vllm  ## the same
 
-it: $(DEV_ENV)  ## the integration tests, those too that take minutes or need another program
-	$(BIN)/pytest -m "not vllm" tests/integration $(ARGS)
+it: $(DEV_ENV)  ## the integration tests that take long: outages, bad guests, clumsy operators
+	$(BIN)/pytest -m it tests/integration $(ARGS)
 
 check: lint format types imports spelling deps proto-drift  ## all static checks that CI asks of a push (with -k: all of them, even after a failure)
 

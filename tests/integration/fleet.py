@@ -597,7 +597,7 @@ class Crowd:
 
     async def talking(self) -> bool:
         """Tell whether an answer is being streamed now: content has come, and more is to come."""
-        return any(seen.text and not seen.ended_at for seens in self._under_way.values() for seen in seens)
+        return any(seen.text and not seen.ended_at for sightings in self._under_way.values() for seen in sightings)
 
     def since(self, at: float) -> list[Seen]:
         """Answers to questions asked after `at`."""

@@ -25,6 +25,8 @@ from fednode.wire import frames, limits
 from tests.integration.nodes import Engine, Node, Sim, ask, until
 from tests.integration.rogue import Backstage, Rogue, model, node_id_of
 
+pytestmark = pytest.mark.it  # a minute of daemons starting and ending
+
 GARBAGE = (
     b"\x00" * 300,
     b"\xff\xfe" + bytes(range(256)),

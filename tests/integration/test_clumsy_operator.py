@@ -19,6 +19,8 @@ from fednode.disk import create_identity, read_identity
 from tests.fakes.command_line import Told, fednode
 from tests.integration.nodes import PATIENCE_S, Engine, Node, Sim, ask, until
 
+pytestmark = pytest.mark.it  # a minute of daemons starting and ending
+
 OTHER = "ed25519:fbzgv6u7hebfig5a7vesweyuoldhvda5472tvjbgchultw23n2nq"
 
 
@@ -306,13 +308,21 @@ def test_an_engine_that_changes_its_model_gets_a_banner_and_is_served_under_its_
         second = Sim(tmp_path, "new-model", decode_tps=500.0)
         second.port = first.port
         with second:
-            until(lambda: node.ask(node.chat("new-model", tokens=1)).status == 200, "the new model is served")
-            assert {row["id"] for row in ask(node.api, "GET", "/v1/models").json()["data"]} == {"new-model"}
-            soon = {"x-fednode-deadline-s": "0.2"}  # it may come back, so it is waited for
+            until(lambda: [row["id"] for row in _models(node)] == ["new-model"], "the new model is listed")
+            until(lambda: _has_banner(node, "old-model", "new-model"), "a banner names both")
+            soon = {"x-fednode-deadline-s": "0.2"}  # the old one may come back, so it is waited for
             assert node.ask(node.chat("old-model", tokens=1), headers=soon).status in {404, 503}
-            notes = " ".join(node.get("/admin/v1/status")["notes"])
-            assert "old-model" in notes, notes
-            assert "new-model" in notes, notes
+            assert node.ask(node.chat("new-model", tokens=1)).status == 200
+
+
+def _models(node: Node) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = ask(node.api, "GET", "/v1/models").json()["data"]
+    return found
+
+
+def _has_banner(node: Node, *words: str) -> bool:
+    notes = " ".join(node.get("/admin/v1/status")["notes"])
+    return all(word in notes for word in words)
 
 
 def test_a_bad_edit_of_peers_toml_keeps_the_old_table_and_says_so_until_it_is_mended(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from tests.integration.nodes import Engine, Node, Sim, until
 
+pytestmark = pytest.mark.it  # a minute of daemons starting and ending
+
 
 @dataclass
 class Site:

@@ -125,7 +125,7 @@ def test_images_cross_as_data_or_https() -> None:
         {"type": "base64", "media_type": "image/png", "data": "AA=="},
         {"type": "url", "url": "https://x/y.png"},
     ]
-    for url in ("http://x/y.png", "file:///x.png", "data:text/html;base64,AA"):
+    for url in ("http://x/y.png", "ftp://x/y.png", "data:text/html;base64,AA"):
         with pytest.raises(RequestError, match="image"):
             asked([{"role": "user", "content": [part(url)]}])
 

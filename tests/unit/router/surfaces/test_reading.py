@@ -135,7 +135,7 @@ def test_completions_take_text_or_token_ids() -> None:
 
 def test_embeddings_are_never_streamed() -> None:
     draft = openai_embeddings.read(b'{"input":["a"],"model":"e","stream":true}')
-    assert (draft.stream, draft.max_tokens, draft.needs) == (False, 0, {Capability.EMBEDDINGS})
+    assert (draft.stream, draft.max_tokens, draft.needs) == (False, 0, frozenset({Capability.EMBEDDINGS}))
 
 
 def test_an_error_has_openais_shape_and_the_request_id() -> None:
