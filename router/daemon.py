@@ -243,6 +243,7 @@ class Daemon:
             snapshot=self._agent.snapshot,
             providers=self._providers,
             readiness=self.readiness,
+            receipts=self._receipts,
             clock=clock,
             body_bytes_max=config.api.body_bytes_max,
         )

@@ -4,11 +4,13 @@ import asyncio
 import secrets
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
+from urllib.parse import unquote
 
 import msgspec
 
 from fednode.model.ports import Clock
 from fednode.model.snapshot import FleetSnapshot
+from router.ledger.receipts import ReceiptJson, ReceiptRing, receipt_json
 from router.listeners.http1 import EarlyAnswer, Incoming, Response, Server
 from router.listeners.models import model_rows
 from router.model.errors import RequestError
@@ -20,6 +22,7 @@ from router.surfaces.answers import JSON, error_body, error_headers
 SURFACES: Final = {surface.value: surface for surface in Surface}
 OPEN_PATHS: Final = frozenset({"/livez", "/readyz"})
 MODELS: Final = "/v1/models"
+RECEIPTS: Final = "/v1/receipts/"
 DRAIN_RETRY_S: Final = 5
 
 
@@ -42,9 +45,11 @@ class ClientListener:
         snapshot: Callable[[], FleetSnapshot],
         providers: Callable[[], tuple[ProviderView, ...]],
         readiness: Callable[[], Mapping[str, str]],
+        receipts: ReceiptRing,
         clock: Clock,
         body_bytes_max: int,
     ) -> None:
+        self._receipts = receipts
         self._exchanger = exchanger
         self._keys = keys
         self._snapshot = snapshot
@@ -119,13 +124,11 @@ class ClientListener:
         if path in OPEN_PATHS:
             _require(method, "GET", path)
             return
-        known = path in SURFACES or path == MODELS or path.startswith(MODELS + "/")
+        known = path in SURFACES or path == MODELS or path.startswith((MODELS + "/", RECEIPTS))
         if not known:
-            raise RequestError(
-                f"nothing is served at {path[:100]}; this node serves {', '.join([*SURFACES, MODELS])}",
-                status=404,
-                code="not_found",
-            )
+            served = ", ".join([*SURFACES, MODELS, RECEIPTS + "{id}"])
+            message = f"nothing is served at {path[:100]}; this node serves {served}"
+            raise RequestError(message, status=404, code="not_found")
         self._member_of(headers)
         _require(method, "POST" if path in SURFACES else "GET", path)
         if length is not None and length > self._body_bytes_max:
@@ -155,40 +158,38 @@ class ClientListener:
         )
 
     def _answer_at_once(self, incoming: Incoming, response: Response) -> None:
-        status, value = 200, b""
-        if incoming.path == "/livez":
-            value = b'{"live":true}'
-        elif incoming.path == "/readyz":
-            missing = dict(self._readiness())
-            status = 503 if missing else 200
-            value = msgspec.json.encode({"ready": not missing, "missing": missing})
-        else:
-            rows = model_rows(self._snapshot(), self._providers(), self._member(incoming))
-            wanted = incoming.path.removeprefix(MODELS).strip("/")
-            if wanted:
-                found = [row for row in rows if row["id"] == wanted]
-                if not found:
-                    answer = _early(
-                        RequestError(
-                            f"the model {wanted[:100]!r} is not served here now", status=404, code="model_not_found"
-                        )
-                    )
-                    response.start(answer.status, answer.headers, len(answer.body))
-                    response.write(answer.body)
-                    response.finish()
-                    return
-                value = msgspec.json.encode(found[0])
-            else:
-                value = msgspec.json.encode({"object": "list", "data": rows, "gateway": "fednode"})  # no engine
-        response.start(status, (JSON, ("cache-control", "no-store")), len(value))
-        response.write(value)
-        response.finish()
-
-    def _member(self, incoming: Incoming) -> Member | None:
         try:
-            return self._keys().member(incoming.headers)
-        except RequestError:
-            return None
+            status, value = self._small_answer(incoming.path, incoming.headers)
+        except RequestError as error:
+            _send(_early(error), response)
+            return
+        _send(EarlyAnswer(status, (JSON, ("cache-control", "no-store")), msgspec.json.encode(value)), response)
+
+    def _small_answer(self, path: str, headers: Mapping[str, str]) -> tuple[int, object]:
+        """Return status and JSON value of what needs no upstream. Raises `RequestError`."""
+        if path == "/livez":
+            return 200, {"live": True}
+        if path == "/readyz":
+            missing = dict(self._readiness())
+            return (503 if missing else 200), {"ready": not missing, "missing": missing}
+        if path.startswith(RECEIPTS):
+            return 200, self._receipt(unquote(path.removeprefix(RECEIPTS)), self._member_of(headers))
+        rows = model_rows(self._snapshot(), self._providers(), self._member_of(headers))
+        wanted = unquote(path.removeprefix(MODELS)).strip("/")
+        if not wanted:
+            return 200, {"object": "list", "data": rows, "gateway": "fednode"}  # no engine
+        for row in rows:
+            if row["id"] == wanted:
+                return 200, row
+        message = f"the model {wanted[:100]!r} is not served here now"
+        raise RequestError(message, status=404, code="model_not_found")
+
+    def _receipt(self, request_id: str, member: Member) -> ReceiptJson:
+        summary = self._receipts.find_own(request_id, key_id=member.key_id, now=self._clock.now())
+        if summary is None:
+            message = f"no receipt of yours with the request id {request_id[:64]!r} is kept"
+            raise RequestError(message, status=404, code="receipt_not_found")
+        return receipt_json(summary)
 
 
 def _require(method: str, wanted: str, path: str) -> None:

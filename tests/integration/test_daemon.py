@@ -109,6 +109,8 @@ def test_an_answer_says_what_served_it_and_the_books_agree(fleet: Fleet) -> None
     assert [set(attempt) for attempt in receipt["attempts"]] == [ATTEMPT]
     assert (receipt["outcome"], receipt["model_asked"], receipt["node"]) == ("done", "big", "alpha")
     assert node.get("/admin/v1/routes")["routes"][0] == receipt
+    assert ask(node.api, "GET", f"/v1/receipts/{request_id}").json() == receipt
+    assert ask(node.api, "GET", "/v1/receipts/req_0").error["code"] == "receipt_not_found"
     [row] = [row for row in node.get("/admin/v1/usage")["usage"] if row["request_id"] == request_id]
     assert set(row) == USAGE_ROW
     assert (row["output_tokens"], row["outcome"], row["member"], row["attempt"]) == (7, "done", "anyone", 1)
