@@ -222,7 +222,10 @@ class EngineState:
         if self.routes is not None and EMBED_ROUTE in self.routes:
             found = found | {Capability.EMBEDDINGS}
         folder = self.folders.get(self.folder_of(listed))
-        return found | {Capability.VISION} if listed.sees or (folder is not None and folder.sees) else found
+        told = folder is not None or bool(self.profile.context_path) or self.profile.models_shape == "lmstudio"
+        # where nothing says whether the model takes images, the engine has the last word: its own refusal is clear
+        sees = listed.sees or (folder is not None and folder.sees) or not told
+        return found | {Capability.VISION} if sees else found
 
     def folder_of(self, listed: Listed) -> str:
         """Return where this model's files should be: the operator's `model_dir`, else the engine's word; "" = none."""

@@ -20,7 +20,13 @@ PROFILES: Final[tuple[EngineProfile, ...]] = (
     ollama.PROFILE,
     openai_compat.PROFILE,
 )
-PATHS: Final[tuple[str, ...]] = tuple(dict.fromkeys(profile.recognise_path for profile in PROFILES))
+PATHS: Final[tuple[str, ...]] = tuple(
+    dict.fromkeys(
+        path
+        for profile in PROFILES
+        for path in (profile.recognise_path, profile.models_path, *(also for also, _ in profile.recognise_also))
+    )
+)
 """What to ask a server, each once, to recognise it."""
 
 USUAL_PORTS: Final[tuple[int, ...]] = tuple(
@@ -40,12 +46,28 @@ def profile_of(kind: EngineKind) -> EngineProfile:
 
 
 def recognise(answers: Answers) -> EngineProfile | None:
-    """Return the first profile whose mark stands in a 200 JSON answer at its path, or None."""
+    """Return the first profile whose mark stands in what was answered and that can list its models there, or None.
+
+    A mark alone is not enough: some servers answer any path with a version or a status.
+    """
     for profile in PROFILES:
-        status, body = answers.get(profile.recognise_path, (0, b""))
-        if status == 200 and body.lstrip()[:1] == b"{" and _marked(profile, body):
+        lists = answers.get(profile.models_path, (0, b""))[0] == 200
+        if lists and (_bears_mark(profile, answers) or _bears_other_mark(profile, answers)):
             return profile
     return None
+
+
+def _bears_mark(profile: EngineProfile, answers: Answers) -> bool:
+    status, body = answers.get(profile.recognise_path, (0, b""))
+    return status == 200 and body.lstrip()[:1] == b"{" and _marked(profile, body)
+
+
+def _bears_other_mark(profile: EngineProfile, answers: Answers) -> bool:
+    return any(
+        status == 200 and text.encode() in b"\n" + body
+        for path, text in profile.recognise_also
+        for status, body in (answers.get(path, (0, b"")),)
+    )
 
 
 def why_not(answers: Answers) -> str:

@@ -26,6 +26,7 @@ PROFILE: Final = EngineProfile(
     ),
     recognise_path="/v1/models",
     recognise_text='"owned_by":"llamacpp"',
+    recognise_also=(("/metrics", "\nllamacpp:"),),  # a build that calls its owner otherwise
     load_path="/slots",
     capabilities=frozenset({Capability.CHAT, Capability.COMPLETIONS, Capability.TOOLS, Capability.GRAMMAR}),
     context_path="/props",

@@ -15,6 +15,17 @@ PROFILE: Final = EngineProfile(
     metrics=MetricNames(),
     recognise_path="/v1/models",
     recognise_text='"data":[',
-    capabilities=frozenset({Capability.CHAT, Capability.COMPLETIONS, Capability.EMBEDDINGS}),
+    # nobody knows what it can do: it refuses by itself what it cannot, and we would take tools from members
+    capabilities=frozenset(
+        {
+            Capability.CHAT,
+            Capability.COMPLETIONS,
+            Capability.EMBEDDINGS,
+            Capability.TOOLS,
+            Capability.GRAMMAR,
+            Capability.LOGPROBS,
+            Capability.CHOICES,
+        }
+    ),
     max_model_len_key="max_model_len",
 )

@@ -30,6 +30,7 @@ PROFILE: Final = EngineProfile(
     ),
     recognise_path="/v1/models",
     recognise_text='"owned_by":"sglang"',
+    recognise_also=(("/metrics", "\nsglang:"),),  # a build that calls its owner otherwise
     capabilities=frozenset(
         {
             Capability.CHAT,

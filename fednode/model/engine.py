@@ -92,6 +92,7 @@ class EngineProfile:
     metrics: MetricNames
     recognise_path: str  # GET here ...
     recognise_text: str  # ... and find this in the body (case-sensitive); "" = any 200 JSON answer
+    recognise_also: tuple[tuple[str, str], ...] = ()  # or GET this and find that, in a 200 answer of any form
     load_path: str = ""  # a second, JSON source of load (llama.cpp /slots, SGLang /get_server_info, ...)
     tokenize_path: str = ""
     capabilities: frozenset[Capability] = field(default_factory=frozenset)

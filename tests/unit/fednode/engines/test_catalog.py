@@ -67,3 +67,20 @@ def test_what_is_no_engine_gets_its_reason_in_one_line(told: dict[str, tuple[int
 def test_a_mark_in_an_error_page_does_not_count() -> None:
     assert catalog.recognise({"/v1/models": (500, b'{"owned_by":"vllm"}')}) is None
     assert catalog.recognise({"/v1/models": (200, b'<p>{"owned_by":"vllm"}</p>')}) is None
+
+
+def test_a_server_that_answers_any_path_is_what_its_list_of_models_says() -> None:
+    listed = b'{"object":"list","data":[{"id":"sim","object":"model","owned_by":"somebody"}]}'
+    told = dict.fromkeys(catalog.PATHS, (200, b'{"version":"0.20.0","status":"ok"}'))
+    told |= {"/v1/models": (200, listed), "/api/tags": (404, b"{}"), "/metrics": (404, b"{}")}
+    profile = catalog.recognise(told)
+    assert profile is not None
+    assert profile.kind is EngineKind.OPENAI
+
+
+def test_a_vllm_that_calls_its_owner_otherwise_is_known_by_its_metrics() -> None:
+    listed = b'{"object":"list","data":[{"id":"m","object":"model","owned_by":"our-lab"}]}'
+    told = {"/v1/models": (200, listed), "/metrics": (200, b"# HELP x\nvllm:num_requests_running 0\n")}
+    profile = catalog.recognise(told)
+    assert profile is not None
+    assert profile.kind is EngineKind.VLLM
