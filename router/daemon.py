@@ -58,7 +58,6 @@ from router.upstreams.provider_key import ProviderKeyError, read_key
 
 CHANGES_S: Final = 1.0  # a peer that flickers faster is told of by its counters
 STOP_FLUSH_S: Final = 5.0  # for the last usage rows at the end
-PEERS_READY_S: Final = 5.0
 
 
 class _Upstreams:
@@ -251,7 +250,6 @@ class Daemon:
         self._peer_listener: PeerListener | None = None
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
-        self._started_at = clock.now()
 
     async def run(self, started: Callable[[Listening], None], hangups: _Hangups) -> int:
         """Start everything, wait for a signal, drain, stop."""
@@ -332,7 +330,7 @@ class Daemon:
             models=self._models_for_peers,
         )
         try:
-            await self._peer_listener.start()
+            self._agent.peers.serving_on(await self._peer_listener.start())
         except OSError as error:
             raise LinkError(f"federation.serve = {config.serve}: {_os_words(error)}") from error
 

@@ -40,7 +40,6 @@ PROFILE: Final = EngineProfile(
     recognise_path="/v1/models",
     recognise_text='"owned_by":"vllm"',
     recognise_also=(("/metrics", "\nvllm:"),),  # a build that calls its owner otherwise
-    tokenize_path="/tokenize",
     capabilities=frozenset(
         {
             Capability.CHAT,

@@ -75,7 +75,6 @@ class MetricNames:
     gap_count: tuple[str, ...] = ()  # ... and number of the gaps between output tokens
     engine_label: str = ""  # label that tells data-parallel engines behind one server apart
     rank_labels: tuple[str, ...] = ()  # labels of ranks that repeat one engine's figures; only rank 0 is read
-    model_label: str = "model_name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,6 @@ class EngineProfile:
     recognise_text: str  # ... and find this in the body (case-sensitive); "" = any 200 JSON answer
     recognise_also: tuple[tuple[str, str], ...] = ()  # or GET this and find that, in a 200 answer of any form
     load_path: str = ""  # a second, JSON source of load (llama.cpp /slots, SGLang /get_server_info, ...)
-    tokenize_path: str = ""
     capabilities: frozenset[Capability] = field(default_factory=frozenset)
     max_model_len_key: str = ""  # key in a model's row that carries the context window
     stream_usage: str = "include_usage"  # how to ask for usage at the end of a stream; "" = cannot

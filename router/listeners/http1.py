@@ -472,11 +472,6 @@ class Server:
             connection.sweep(now)
         self._sweeper = loop.call_later(SWEEP_S, self._sweep)
 
-    @property
-    def open_connections(self) -> int:
-        """How many clients are connected."""
-        return len(self._connections)
-
     def stop_listening(self) -> None:
         """Take no new connection, and close those that are idle."""
         if self._server is not None:

@@ -119,5 +119,4 @@ class Request:
     peer_keys_bad: tuple[str, ...] = ()  # body keys that may not cross to a peer and would change the answer
     tried: frozenset[str] = field(default=frozenset())  # candidate keys lost or refused before in this exchange
     digest: str | None = None  # a pinned model digest; resume always pins
-    prefill_starts_left: int = 3
     hits: Mapping[str, int] = field(default_factory=dict)  # prompt tokens already in a candidate's cache, by key

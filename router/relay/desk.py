@@ -203,6 +203,10 @@ class Desk:
             if self._states.get(key) in _AWAY and peer.state is PeerState.ALIVE:
                 self.standings.returned(key, now)
             states[key] = peer.state
+        if self._states.keys() - states.keys():  # somebody left peers.toml: nothing of them is kept
+            home = (f"home/{name}" for name in self._was_up)
+            paid = (f"provider/{name}" for name in self._provider_settings)
+            self.standings.keep_only((*states, *home, *paid))
         self._states = states
 
     def _look_at(self, engines: tuple[EngineView, ...]) -> None:

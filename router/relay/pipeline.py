@@ -57,6 +57,7 @@ from router.upstreams.base import Order, Upstream
 
 ATTEMPTS_MAX: Final = 4  # per exchange (routing.md 5.4)
 REDIRECTS_MAX: Final = 2  # a redirect costs no prefill and no budget, but two are the limit
+PREFILL_STARTS_MAX: Final = 3  # in the whole federation for one exchange; a prompt is not computed over and over
 HOLD_S: Final = 10.0  # a known model that nobody can serve now is waited for so long
 LOOK_S: Final = 0.1  # between two looks while waiting
 BACKOFF_S: Final = 0.25  # before the same upstream is tried again, doubling, with full jitter
@@ -265,7 +266,7 @@ class _Run:
         if loss.kind is LossKind.REDIRECT:
             self._redirects += 1
             return self._redirects <= REDIRECTS_MAX
-        if len(self._attempts) >= ATTEMPTS_MAX or self._prefill_starts >= 3:  # routing.md 5.4
+        if len(self._attempts) >= ATTEMPTS_MAX or self._prefill_starts >= PREFILL_STARTS_MAX:
             return False
         return self._pipe.desk.retries.retry(self._pipe.clock.now())
 

@@ -16,7 +16,6 @@ from router.model.errors import RequestError
 from router.model.request import Surface
 
 ANSWER: Final = "fed-answer"  # response header: accept | redirect | refuse | stale | fault
-RECEIPT: Final = "fed-receipt"
 
 BODY_BYTES_MAX: Final = 4 * 1024 * 1024  # protocol limit; 1 M tokens of text fit
 EXPECT_BYTES: Final = 256 * 1024  # from here on a dispatcher waits for 100-continue: a refusal then costs no upload

@@ -7,7 +7,6 @@ from typing import Final
 
 import msgspec
 
-from fednode.model.engine import Capability
 from fednode.model.ports import Clock
 from router.model.errors import RequestError
 from router.model.events import Culprit, Loss, LossKind
@@ -19,7 +18,6 @@ from router.upstreams.base import Call, Hearing, Order
 from router.upstreams.posting import LostError, Posted, Poster, ProviderKey, pour, provider_answer, provider_session
 
 API_VERSION: Final = "2023-06-01"  # the one version of the Messages API
-CAPABILITIES: Final = frozenset({Capability.CHAT, Capability.TOOLS, Capability.VISION})
 
 
 class AnthropicUpstream:

@@ -5,7 +5,6 @@ from typing import Final
 
 import msgspec
 
-from fednode.model.engine import Capability
 from router.model.events import Culprit, Loss, LossKind
 from router.model.request import Surface
 from router.upstreams.base import Call, Hearing, Order
@@ -20,18 +19,6 @@ from router.upstreams.posting import (
     provider_session,
 )
 
-CAPABILITIES: Final = frozenset(
-    {
-        Capability.CHAT,
-        Capability.COMPLETIONS,
-        Capability.EMBEDDINGS,
-        Capability.TOOLS,
-        Capability.GRAMMAR,
-        Capability.VISION,
-        Capability.LOGPROBS,
-        Capability.CHOICES,
-    }
-)
 _COMMON: Final = frozenset({
     "model", "max_tokens", "temperature", "top_p", "stop", "seed", "presence_penalty", "frequency_penalty",
     "logprobs", "logit_bias", "n", "stream", "stream_options",

@@ -53,6 +53,14 @@ def plan_at(desk: Desk, seconds: float, *parts: object) -> Plan:
     )
 
 
+def test_of_a_peer_that_left_nothing_is_kept_and_of_the_others_everything(desk: Desk) -> None:
+    plan_at(desk, 0, engine(), peer("graz"), peer("oslo"))
+    for key in ("home/big", "peer/graz", "peer/oslo"):
+        desk.standings.answered(key, NOW)
+    plan_at(desk, 1, engine(), peer("oslo"))
+    assert set(desk.standings.view(Instant(NOW + 1))) == {"home/big", "peer/oslo"}
+
+
 def test_a_name_that_nobody_serves_any_more_is_remembered_for_ten_minutes(desk: Desk) -> None:
     assert not plan_at(desk, 0, engine()).known_model
     assert plan_at(desk, NAMES_S, engine(), peer("graz", model="Mistral", heard_at=NOW)).steps
